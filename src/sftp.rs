@@ -1,0 +1,291 @@
+//! A pipelined SFTP v3 client (draft-ietf-secsh-filexfer-02 and OpenSSH's PROTOCOL extensions).
+//!
+//! [`Remote`] is what the mirror side sees of it: requests go in, replies come out, many in flight.
+//! [`session`] makes the SSH connection (host key, login), [`channel`] moves the bytes, [`wire`]
+//! turns requests into packets and packets into replies, trusting nothing that the server says.
+//!
+//! This module knows nothing of the journal or of changes.
+
+use std::fmt;
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+/// Names a request that is under way: given by [`Remote::send`], comes back with the reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ticket(pub u32);
+
+/// A server's handle of an open file or directory: opaque, at most 256 bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Handle(pub Box<[u8]>);
+
+/// File attributes as SFTP v3 carries them; what is none is not sent, or was not told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Attrs {
+    /// Length in bytes.
+    pub size: Option<u64>,
+    /// Numeric user and group.
+    pub owner: Option<(u32, u32)>,
+    /// Type and permission bits, as `st_mode`.
+    pub mode: Option<u32>,
+    /// Access and modification time: seconds since 1970, unsigned 32 bits (until 2106).
+    pub times: Option<(u32, u32)>,
+}
+
+/// How a file is opened (SSH_FXF_*).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenMode {
+    /// To read.
+    Read,
+    /// To write; the file must exist and keeps its content.
+    Update,
+    /// To write; made if missing, emptied if not.
+    Create,
+    /// To write; it must not exist.
+    CreateNew,
+}
+
+/// A request. Paths are bytes as the server has them (absolute, or relative to the login directory).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Request {
+    Open {
+        path: Vec<u8>,
+        mode: OpenMode,
+        attrs: Attrs,
+    },
+    Close {
+        handle: Handle,
+    },
+    Read {
+        handle: Handle,
+        offset: u64,
+        len: u32,
+    },
+    /// At most 255 KiB of data; 32 KiB is what every server takes.
+    Write {
+        handle: Handle,
+        offset: u64,
+        data: Vec<u8>,
+    },
+    Lstat {
+        path: Vec<u8>,
+    },
+    Stat {
+        path: Vec<u8>,
+    },
+    Fstat {
+        handle: Handle,
+    },
+    Setstat {
+        path: Vec<u8>,
+        attrs: Attrs,
+    },
+    Fsetstat {
+        handle: Handle,
+        attrs: Attrs,
+    },
+    Opendir {
+        path: Vec<u8>,
+    },
+    Readdir {
+        handle: Handle,
+    },
+    Remove {
+        path: Vec<u8>,
+    },
+    Mkdir {
+        path: Vec<u8>,
+        attrs: Attrs,
+    },
+    Rmdir {
+        path: Vec<u8>,
+    },
+    Realpath {
+        path: Vec<u8>,
+    },
+    Readlink {
+        path: Vec<u8>,
+    },
+    /// `link` is made and points to `target`. (The client puts them on the wire in the order that
+    /// OpenSSH and most servers expect, which is not the draft's.)
+    Symlink {
+        target: Vec<u8>,
+        link: Vec<u8>,
+    },
+    /// v3's own RENAME: does not replace.
+    Rename {
+        from: Vec<u8>,
+        to: Vec<u8>,
+    },
+    /// posix-rename@openssh.com: replaces.
+    PosixRename {
+        from: Vec<u8>,
+        to: Vec<u8>,
+    },
+    /// hardlink@openssh.com.
+    Hardlink {
+        from: Vec<u8>,
+        to: Vec<u8>,
+    },
+    /// fsync@openssh.com.
+    Fsync {
+        handle: Handle,
+    },
+    /// lsetstat@openssh.com: as Setstat, on a symlink itself.
+    Lsetstat {
+        path: Vec<u8>,
+        attrs: Attrs,
+    },
+}
+
+/// An SSH_FXP_STATUS that is not OK.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// SSH_FX_*: see [`code`].
+    pub code: u32,
+    /// The server's words, cut to 200 characters, control characters replaced.
+    pub message: String,
+}
+
+/// Status codes of SFTP v3 (draft 02, section 7).
+#[allow(missing_docs)]
+pub mod code {
+    pub const EOF: u32 = 1;
+    pub const NO_SUCH_FILE: u32 = 2;
+    pub const PERMISSION_DENIED: u32 = 3;
+    pub const FAILURE: u32 = 4;
+    pub const BAD_MESSAGE: u32 = 5;
+    pub const NO_CONNECTION: u32 = 6;
+    pub const CONNECTION_LOST: u32 = 7;
+    pub const OP_UNSUPPORTED: u32 = 8;
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self.code {
+            code::EOF => "end of file",
+            code::NO_SUCH_FILE => "no such file",
+            code::PERMISSION_DENIED => "permission denied",
+            code::FAILURE => "failure",
+            code::BAD_MESSAGE => "bad message",
+            code::NO_CONNECTION => "no connection",
+            code::CONNECTION_LOST => "connection lost",
+            code::OP_UNSUPPORTED => "operation unsupported",
+            other => return write!(f, "status {other}: {}", self.message),
+        };
+        if self.message.is_empty() || self.message.eq_ignore_ascii_case(name) {
+            f.write_str(name)
+        } else {
+            write!(f, "{name}: {}", self.message)
+        }
+    }
+}
+
+/// One entry of a directory listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name {
+    /// The name (or, for Realpath and Readlink, the path): any bytes; not checked for `/` or `..`.
+    pub name: Vec<u8>,
+    /// Its attributes, where the server tells them.
+    pub attrs: Attrs,
+}
+
+/// What a server answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// It is done.
+    Ok,
+    /// It is not done. `EOF` ends READ and READDIR.
+    Status(Status),
+    /// The answer to Open and Opendir.
+    Handle(Handle),
+    /// The answer to Read.
+    Data(Vec<u8>),
+    /// The answer to Readdir, Realpath and Readlink.
+    Names(Vec<Name>),
+    /// The answer to Stat, Lstat and Fstat.
+    Attrs(Attrs),
+}
+
+/// What a server can do beyond plain v3, from its VERSION packet and limits@openssh.com.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// posix-rename@openssh.com
+    pub posix_rename: bool,
+    /// hardlink@openssh.com
+    pub hardlink: bool,
+    /// fsync@openssh.com
+    pub fsync: bool,
+    /// lsetstat@openssh.com
+    pub lsetstat: bool,
+    /// copy-data
+    pub copy_data: bool,
+    /// statvfs@openssh.com
+    pub statvfs: bool,
+    /// Whether the SSH banner says OpenSSH: such a server works on one request after another.
+    pub openssh: bool,
+    /// Largest WRITE in bytes: 32 KiB unless limits@openssh.com tells more, and never above 255 KiB.
+    pub max_write: u32,
+    /// Largest READ in bytes, likewise.
+    pub max_read: u32,
+    /// How many files may be open at once; none: not told.
+    pub max_handles: Option<u64>,
+}
+
+/// A mirror's SFTP server, with many requests in flight: the real one, or a test's.
+///
+/// Any error ends the session: what was under way may or may not have been carried out.
+pub trait Remote {
+    /// Queues a request and returns its ticket. Does not block and does no I/O.
+    fn send(&mut self, request: Request) -> Ticket;
+
+    /// Moves bytes both ways. Returns when at least one reply is there, when `wake` becomes
+    /// readable, or after `timeout`, whichever is first; at once when something is there already.
+    /// Requests that were queued are written out before it waits.
+    ///
+    /// # Errors
+    /// The connection broke, the server sent what is no SFTP, or the oldest request is older than
+    /// the session's I/O time-out. The session is dead then.
+    fn pump(&mut self, timeout: Duration, wake: Option<BorrowedFd<'_>>)
+    -> Result<(), SessionError>;
+
+    /// The next reply, in the order of arrival.
+    fn reply(&mut self) -> Option<(Ticket, Reply)>;
+
+    /// How many requests have no reply yet.
+    fn outstanding(&self) -> usize;
+
+    /// Bytes of WRITE data that have no reply yet, queued ones included.
+    fn unacknowledged_bytes(&self) -> usize;
+
+    /// What the server can do.
+    fn features(&self) -> &Features;
+
+    /// Bytes sent and received on the SFTP channel so far.
+    fn traffic(&self) -> (u64, u64);
+}
+
+/// Why a session ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SessionError {
+    /// The connection broke; the text is one line for people.
+    Lost(String),
+    /// No answer within the I/O time-out.
+    TimedOut(Duration),
+    /// The server sent something that is no SFTP v3.
+    Protocol(String),
+}
+
+impl fmt::Display for SessionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SessionError::Lost(why) => write!(f, "connection lost: {why}"),
+            SessionError::TimedOut(after) => write!(f, "no answer for {} s", after.as_secs()),
+            SessionError::Protocol(what) => {
+                write!(f, "the server does not speak SFTP properly: {what}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for SessionError {}

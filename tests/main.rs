@@ -1,0 +1,16 @@
+//! All integration tests, one file a topic, in one program: they run in parallel, and link once.
+//!
+//! They use the real things: a kernel mount, OpenSSH servers of their own on free loopback ports,
+//! SQLite on a disk. They need root and /dev/fuse, and fail where those are missing.
+
+mod support;
+
+mod architecture;
+mod commands;
+mod config;
+mod mirror_errors;
+mod mount;
+mod order;
+mod random_user;
+mod replay;
+mod sftp;

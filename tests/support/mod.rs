@@ -1,0 +1,8 @@
+//! What the tests stand on: servers, relays, mounts, daemons and trees, each cleaned up when dropped.
+#![allow(dead_code)]
+
+pub mod daemon;
+pub mod mounts;
+pub mod relay;
+pub mod sshd;
+pub mod tree;
