@@ -6,6 +6,15 @@
 //!
 //! This module knows nothing of the journal or of changes.
 
+mod base64;
+pub mod channel;
+pub mod connect_error;
+pub mod known_hosts;
+pub mod login;
+pub mod session;
+mod tcp;
+pub mod wire;
+
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
