@@ -341,3 +341,25 @@ fn a_path_that_no_socket_can_have_is_refused_clearly() {
     };
     assert!(error.to_string().contains("set a run_dir"), "{error}");
 }
+
+/// As root: a thread becomes another user, and the file modes are opened for it.
+#[test]
+fn a_stranger_is_refused_even_where_the_file_mode_lets_him_in() {
+    let stage = stage();
+    let open = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    open(stage.path.parent().unwrap(), 0o755);
+    open(&stage.path, 0o666);
+    let as_nobody = || {
+        let nobody = rustix::fs::Uid::from_raw(65_534);
+        rustix::thread::set_thread_res_uid(nobody, nobody, nobody).expect("these tests need root");
+        ask(&stage.path, &ControlRequest::Status)
+    };
+    let answer = std::thread::scope(|scope| scope.spawn(as_nobody).join().unwrap());
+    let Err(ControlError::Refused(why)) = answer else {
+        panic!("{answer:?}");
+    };
+    assert!(why.starts_with("not allowed"), "{why}");
+    ask(&stage.path, &ControlRequest::Status).unwrap();
+}
