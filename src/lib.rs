@@ -10,6 +10,7 @@ pub mod config;
 pub mod control;
 pub mod journal;
 pub mod local;
+pub mod logging;
 pub mod mirror;
 pub mod mount;
 pub mod sftp;
