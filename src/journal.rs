@@ -221,21 +221,42 @@ impl Journal {
         self.sync()
     }
 
-    /// Where a mirror is. A mirror that the journal does not know starts at the head: what was there
-    /// before it is taken for copied.
+    /// Where a mirror is. A mirror that the journal does not know is put at the head: what the source
+    /// held before is taken for copied, which `adopted` says to be true already (the source was empty).
     ///
     /// # Errors
     /// SQLite's.
-    pub fn mirror(&self, name: &str) -> Result<Position, JournalError> {
+    pub fn add_mirror(&self, name: &str, adopted: bool) -> Result<Position, JournalError> {
         let writer = self.writer();
         writer
             .db
             .execute(
-                "INSERT OR IGNORE INTO mirror (name, cursor, cursor_bytes, sent_upto, paused)
-                 VALUES (?1, ?2, ?3, ?2, 0)",
-                params![name, writer.head as i64, writer.cum_bytes as i64],
+                "INSERT OR IGNORE INTO mirror
+                 (name, cursor, cursor_bytes, sent_upto, paused, adopted)
+                 VALUES (?1, ?2, ?3, ?2, 0, ?4)",
+                params![name, writer.head as i64, writer.cum_bytes as i64, adopted],
             )
             .and_then(|_| position_of(&writer.db, name))
+            .map_err(|why| self.sql(why))
+    }
+
+    /// Where a mirror is that the journal knows.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn mirror(&self, name: &str) -> Result<Position, JournalError> {
+        position_of(&self.writer().db, name).map_err(|why| self.sql(why))
+    }
+
+    /// Notes that a mirror holds what the source held when it was added.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn adopt_mirror(&self, name: &str) -> Result<(), JournalError> {
+        self.writer()
+            .db
+            .execute("UPDATE mirror SET adopted = 1 WHERE name = ?1", [name])
+            .map(drop)
             .map_err(|why| self.sql(why))
     }
 

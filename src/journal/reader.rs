@@ -31,6 +31,8 @@ pub struct Position {
     pub sent_upto: Seq,
     /// Whether an admin paused it.
     pub paused: bool,
+    /// Whether it has been seen to hold what the source held when the mirror was added.
+    pub adopted: bool,
     /// What went wrong last, if it still stands.
     pub last_error: Option<String>,
 }
@@ -151,7 +153,7 @@ impl Reader {
     pub fn mirrors(&self) -> Result<Vec<Position>, JournalError> {
         self.db
             .prepare_cached(
-                "SELECT name, cursor, sent_upto, paused, last_error FROM mirror ORDER BY name",
+                "SELECT name, cursor, sent_upto, paused, adopted, last_error FROM mirror ORDER BY name",
             )
             .and_then(|mut s| s.query_map([], position_row)?.collect())
             .map_err(|why| self.sql(why))
@@ -217,13 +219,14 @@ fn position_row(r: &SqlRow<'_>) -> rusqlite::Result<Position> {
         cursor: r.get::<_, i64>(1)? as Seq,
         sent_upto: r.get::<_, i64>(2)? as Seq,
         paused: r.get(3)?,
-        last_error: r.get(4)?,
+        adopted: r.get(4)?,
+        last_error: r.get(5)?,
     })
 }
 
 pub(super) fn position_of(db: &Connection, name: &str) -> rusqlite::Result<Position> {
     db.prepare_cached(
-        "SELECT name, cursor, sent_upto, paused, last_error FROM mirror WHERE name = ?1",
+        "SELECT name, cursor, sent_upto, paused, adopted, last_error FROM mirror WHERE name = ?1",
     )?
     .query_row([name], position_row)
 }

@@ -20,6 +20,7 @@ CREATE TABLE mirror (
     cursor_bytes INTEGER NOT NULL, -- cum_bytes at the cursor
     sent_upto    INTEGER NOT NULL, -- nothing behind this was ever made visible there
     paused       INTEGER NOT NULL,
+    adopted      INTEGER NOT NULL, -- 0: whether it holds what the source held at the start has yet to be seen
     last_error   TEXT,
     error_at     INTEGER           -- milliseconds since 1970
 ) STRICT, WITHOUT ROWID;

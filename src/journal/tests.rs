@@ -63,7 +63,7 @@ fn changes_come_back_in_order_with_numbers_without_gaps() {
 #[test]
 fn a_restart_goes_on_with_the_next_number_and_each_mirrors_position() {
     let (dir, journal) = fresh();
-    journal.mirror("m").unwrap();
+    journal.add_mirror("m", true).unwrap();
     for _ in 0..5 {
         journal.record(&content("a", 10)).unwrap();
     }
@@ -79,7 +79,7 @@ fn a_restart_goes_on_with_the_next_number_and_each_mirrors_position() {
     drop(journal);
 
     let journal = Journal::open(dir.path()).unwrap();
-    let position = journal.mirror("m").unwrap();
+    let position = journal.add_mirror("m", true).unwrap();
     assert_eq!(
         (position.cursor, position.sent_upto, position.paused),
         (3, 4, true)
@@ -101,8 +101,8 @@ fn a_restart_goes_on_with_the_next_number_and_each_mirrors_position() {
 #[test]
 fn rows_leave_when_every_mirror_has_them_and_never_before() {
     let (dir, journal) = fresh();
-    journal.mirror("near").unwrap();
-    journal.mirror("far").unwrap();
+    journal.add_mirror("near", true).unwrap();
+    journal.add_mirror("far", true).unwrap();
     for i in 0..5000 {
         journal.record(&unlink(&format!("f{i}"))).unwrap();
     }
@@ -133,7 +133,7 @@ fn rows_leave_when_every_mirror_has_them_and_never_before() {
 fn a_new_mirror_starts_at_the_head_and_a_forgotten_one_is_new_again() {
     let (_dir, journal) = fresh();
     journal.record(&content("a", 7)).unwrap();
-    assert_eq!(journal.mirror("m").unwrap().cursor, 1);
+    assert_eq!(journal.add_mirror("m", true).unwrap().cursor, 1);
     journal.record(&content("b", 5)).unwrap();
     assert_eq!(
         journal.mirror("m").unwrap().cursor,
@@ -142,13 +142,13 @@ fn a_new_mirror_starts_at_the_head_and_a_forgotten_one_is_new_again() {
     );
     assert_eq!(journal.reader().unwrap().backlog("m").unwrap().bytes, 5);
     journal.forget_mirror("m").unwrap();
-    assert_eq!(journal.mirror("m").unwrap().cursor, 2);
+    assert_eq!(journal.add_mirror("m", true).unwrap().cursor, 2);
 }
 
 #[test]
 fn sent_upto_never_goes_back() {
     let (_dir, journal) = fresh();
-    journal.mirror("m").unwrap();
+    journal.add_mirror("m", true).unwrap();
     journal.announce("m", 9).unwrap();
     journal.announce("m", 4).unwrap();
     assert_eq!(journal.mirror("m").unwrap().sent_upto, 9);
@@ -246,7 +246,7 @@ fn a_failed_append_is_an_error_and_takes_no_number() {
 #[test]
 fn a_long_wal_is_moved_into_the_database_while_others_read_and_write() {
     let (_dir, journal) = fresh();
-    journal.mirror("m").unwrap();
+    journal.add_mirror("m", true).unwrap();
     let reader = journal.reader().unwrap();
     for round in 0..6 {
         for i in 0..3000 {
@@ -312,6 +312,6 @@ fn the_journal_of_schema_1_opens() {
             "rmdir e",
         ]
     );
-    let m = journal.mirror("m").unwrap();
+    let m = journal.add_mirror("m", true).unwrap();
     assert_eq!((m.cursor, m.sent_upto, m.paused), (2, 5, true));
 }

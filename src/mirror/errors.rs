@@ -10,6 +10,7 @@ use crate::sftp::session::ConnectError;
 use crate::sftp::{SessionError, Status, code};
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 
 /// Why a worker's session ended.
 #[derive(Debug)]
@@ -18,6 +19,15 @@ pub enum MirrorError {
     Connect(ConnectError),
     /// The session broke.
     Session(SessionError),
+    /// The passphrase of the keys can't be read.
+    Passphrase {
+        /// The file it should be in.
+        file: PathBuf,
+        /// The operating system's reason.
+        why: String,
+    },
+    /// No key is named, and none of the usual ones exists.
+    NoKey,
     /// The server lacks what ProxyFS can't do without.
     Lacks(&'static str),
     /// The mirror's directory is not as it must be.
@@ -77,7 +87,11 @@ pub enum Class {
 impl MirrorError {
     /// A refused change.
     pub fn refused(seq: Seq, change: &Change, status: Status) -> MirrorError {
-        MirrorError::Refused { seq, change: change.to_string(), status }
+        MirrorError::Refused {
+            seq,
+            change: change.to_string(),
+            status,
+        }
     }
 
     /// How it is met.
@@ -85,6 +99,8 @@ impl MirrorError {
         match self {
             MirrorError::Connect(why) if why.is_connection() => Class::Connection,
             MirrorError::Connect(_)
+            | MirrorError::Passphrase { .. }
+            | MirrorError::NoKey
             | MirrorError::Lacks(_)
             | MirrorError::Base { .. }
             | MirrorError::NeedsSync { .. }
@@ -101,6 +117,12 @@ impl fmt::Display for MirrorError {
         match self {
             MirrorError::Connect(why) => write!(f, "{why}"),
             MirrorError::Session(why) => write!(f, "{why}"),
+            MirrorError::Passphrase { file, why } => {
+                write!(f, "passphrase_file {}: {why}", file.display())
+            }
+            MirrorError::NoKey => f.write_str(
+                "there is no key to log in with: make one (ssh-keygen -t ed25519) or name one with `key`",
+            ),
             MirrorError::Lacks(extension) => write!(
                 f,
                 "the server does not offer {extension}: use OpenSSH's sftp-server or internal-sftp there"

@@ -48,9 +48,19 @@ pub fn inbox() -> io::Result<(Notifier, Inbox)> {
     let (sender, receiver) = unbounded();
     let wake = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
     let changes = Arc::new(AtomicBool::new(false));
-    let notifier =
-        Notifier { notices: sender, wake: Arc::clone(&wake), changes: Arc::clone(&changes) };
-    Ok((notifier, Inbox { notices: receiver, wake, changes }))
+    let notifier = Notifier {
+        notices: sender,
+        wake: Arc::clone(&wake),
+        changes: Arc::clone(&changes),
+    };
+    Ok((
+        notifier,
+        Inbox {
+            notices: receiver,
+            wake,
+            changes,
+        },
+    ))
 }
 
 impl Notifier {

@@ -30,7 +30,9 @@ impl Place {
     /// `base` is the mirror's directory, absolute or relative to the login directory.
     pub fn new(base: &[u8]) -> Place {
         let end = base.iter().rposition(|b| *b != b'/').map_or(1, |i| i + 1);
-        Place { base: base[..end.min(base.len())].to_vec() }
+        Place {
+            base: base[..end.min(base.len())].to_vec(),
+        }
     }
 
     /// The mirror's directory itself.
@@ -40,7 +42,11 @@ impl Place {
 
     /// A path of the source, on the mirror.
     pub fn path(&self, path: &RelPath) -> Vec<u8> {
-        if path.is_root() { self.base() } else { self.below(path.as_bytes()) }
+        if path.is_root() {
+            self.base()
+        } else {
+            self.below(path.as_bytes())
+        }
     }
 
     /// ProxyFS's own directory.
@@ -136,30 +142,68 @@ pub fn publish(change: &Change, seq: Seq, place: &Place, rules: Rules) -> Publis
     let requests = match change {
         Change::Mkdir { path, mode, owner } => {
             let path = place.path(path);
-            let attrs = Attrs { mode: Some(*mode), ..Attrs::default() };
+            let attrs = Attrs {
+                mode: Some(*mode),
+                ..Attrs::default()
+            };
             // The server's umask is not ours, and setgid is not MKDIR's: the mode is set again.
-            let mut all = vec![Request::Mkdir { path: path.clone(), attrs }];
-            all.extend(set(path, attributes(Some(*mode), Some(*owner), None, rules), false));
+            let mut all = vec![Request::Mkdir {
+                path: path.clone(),
+                attrs,
+            }];
+            all.extend(set(
+                path,
+                attributes(Some(*mode), Some(*owner), None, rules),
+                false,
+            ));
             all
         }
-        Change::Rmdir { path } => vec![Request::Rmdir { path: place.path(path) }],
-        Change::Unlink { path } => vec![Request::Remove { path: place.path(path) }],
-        Change::Symlink { path, .. } | Change::Content { path, linked: false, .. } => {
-            vec![Request::PosixRename { from: place.stage(seq), to: place.path(path) }]
+        Change::Rmdir { path } => vec![Request::Rmdir {
+            path: place.path(path),
+        }],
+        Change::Unlink { path } => vec![Request::Remove {
+            path: place.path(path),
+        }],
+        Change::Symlink { path, .. }
+        | Change::Content {
+            path,
+            linked: false,
+            ..
+        } => {
+            vec![Request::PosixRename {
+                from: place.stage(seq),
+                to: place.path(path),
+            }]
         }
         Change::Content { linked: true, .. } => return Publish::InPlace,
         Change::Link { from, path } => {
-            vec![Request::Hardlink { from: place.path(from), to: place.path(path) }]
+            vec![Request::Hardlink {
+                from: place.path(from),
+                to: place.path(path),
+            }]
         }
         Change::Rename { from, to } => {
-            vec![Request::PosixRename { from: place.path(from), to: place.path(to) }]
+            vec![Request::PosixRename {
+                from: place.path(from),
+                to: place.path(to),
+            }]
         }
         Change::Exchange { .. } => return Publish::Exchange,
         Change::Attr { symlink: true, .. } if !rules.lsetstat => Vec::new(),
-        Change::Attr { path, symlink, mode, owner, times } => {
+        Change::Attr {
+            path,
+            symlink,
+            mode,
+            owner,
+            times,
+        } => {
             // A symlink has no mode of its own.
             let mode = mode.filter(|_| !symlink);
-            set(place.path(path), attributes(mode, *owner, *times, rules), *symlink)
+            set(
+                place.path(path),
+                attributes(mode, *owner, *times, rules),
+                *symlink,
+            )
         }
     };
     Publish::Requests(requests)
@@ -173,9 +217,16 @@ pub fn stage_symlink(
     stage: Vec<u8>,
     rules: Rules,
 ) -> Vec<Request> {
-    let mut all = vec![Request::Symlink { target: target.to_vec(), link: stage.clone() }];
+    let mut all = vec![Request::Symlink {
+        target: target.to_vec(),
+        link: stage.clone(),
+    }];
     if rules.lsetstat {
-        all.extend(set(stage, attributes(None, Some(owner), Some(times), rules), true));
+        all.extend(set(
+            stage,
+            attributes(None, Some(owner), Some(times), rules),
+            true,
+        ));
     }
     all
 }
@@ -190,11 +241,18 @@ pub fn attributes(
 ) -> Vec<Attrs> {
     let mut all = Vec::new();
     if let Some(owner) = owner.filter(|_| rules.owner) {
-        all.push(Attrs { owner: Some((owner.uid, owner.gid)), ..Attrs::default() });
+        all.push(Attrs {
+            owner: Some((owner.uid, owner.gid)),
+            ..Attrs::default()
+        });
     }
     if mode.is_some() || times.is_some() {
         let times = times.map(|t| (sftp_time(t.atime.seconds), sftp_time(t.mtime.seconds)));
-        all.push(Attrs { mode: mode.map(|m| m & 0o7777), times, ..Attrs::default() });
+        all.push(Attrs {
+            mode: mode.map(|m| m & 0o7777),
+            times,
+            ..Attrs::default()
+        });
     }
     all
 }
@@ -214,7 +272,12 @@ fn set(path: Vec<u8>, all: Vec<Attrs>, symlink: bool) -> Vec<Request> {
 
 /// The looks that tell what stands at a change's paths, in the order of [`Change::paths`].
 pub fn looks(change: &Change, place: &Place) -> Vec<Request> {
-    change.paths().map(|p| Request::Lstat { path: place.path(p) }).collect()
+    change
+        .paths()
+        .map(|p| Request::Lstat {
+            path: place.path(p),
+        })
+        .collect()
 }
 
 /// What looks found: none for a path with nothing there.
@@ -246,7 +309,10 @@ pub fn judge(
     replies: &[Reply],
     seen: Option<&[Option<Attrs>]>,
 ) -> Verdict {
-    let Some((at, why)) = replies.iter().enumerate().find_map(|(i, r)| Some((i, failure(r)?)))
+    let Some((at, why)) = replies
+        .iter()
+        .enumerate()
+        .find_map(|(i, r)| Some((i, failure(r)?)))
     else {
         return Verdict::Done;
     };
@@ -294,12 +360,18 @@ pub fn judge(
         }
         // `from` was never there: its content was gone before it could be sent, and so is the link.
         // Or the link was made, and its reply was lost: J4 keeps everything else from its paths.
-        Change::Link { .. } => here.is_none() || (uncertain && seen.get(1).is_some_and(|s| s.is_some())),
+        Change::Link { .. } => {
+            here.is_none() || (uncertain && seen.get(1).is_some_and(|s| s.is_some()))
+        }
         // `from` is gone: it was moved, and the reply was lost (J4), or it was never there, as above.
         Change::Rename { .. } | Change::Exchange { .. } => here.is_none(),
         Change::Attr { .. } => here.is_none(),
     };
-    if done { Verdict::Done } else { Verdict::Failed(why.clone()) }
+    if done {
+        Verdict::Done
+    } else {
+        Verdict::Failed(why.clone())
+    }
 }
 
 fn failure(reply: &Reply) -> Option<&Status> {
@@ -323,16 +395,31 @@ mod tests {
     }
 
     fn status(code: u32) -> Reply {
-        Reply::Status(Status { code, message: String::new() })
+        Reply::Status(Status {
+            code,
+            message: String::new(),
+        })
     }
 
-    const FILE: Option<Attrs> =
-        Some(Attrs { size: None, owner: None, mode: Some(0o100_644), times: None });
-    const DIR: Option<Attrs> =
-        Some(Attrs { size: None, owner: None, mode: Some(0o040_755), times: None });
+    const FILE: Option<Attrs> = Some(Attrs {
+        size: None,
+        owner: None,
+        mode: Some(0o100_644),
+        times: None,
+    });
+    const DIR: Option<Attrs> = Some(Attrs {
+        size: None,
+        owner: None,
+        mode: Some(0o040_755),
+        times: None,
+    });
 
     fn mkdir() -> Change {
-        Change::Mkdir { path: path("d"), mode: 0o2755, owner: Owner { uid: 1, gid: 2 } }
+        Change::Mkdir {
+            path: path("d"),
+            mode: 0o2755,
+            owner: Owner { uid: 1, gid: 2 },
+        }
     }
 
     #[test]
@@ -346,7 +433,10 @@ mod tests {
 
     #[test]
     fn the_owner_is_set_before_the_mode_since_chown_clears_suid() {
-        let rules = Rules { owner: true, lsetstat: true };
+        let rules = Rules {
+            owner: true,
+            lsetstat: true,
+        };
         let Publish::Requests(all) = publish(&mkdir(), 1, &Place::new(b"/m"), rules) else {
             panic!("no requests");
         };
@@ -364,21 +454,36 @@ mod tests {
     fn a_directory_that_is_there_already_is_made() {
         let replies = [status(code::FAILURE), Reply::Ok];
         assert_eq!(judge(&mkdir(), false, &replies, None), Verdict::Look);
-        assert_eq!(judge(&mkdir(), false, &replies, Some(&[DIR])), Verdict::Done);
+        assert_eq!(
+            judge(&mkdir(), false, &replies, Some(&[DIR])),
+            Verdict::Done
+        );
         let stuck = [status(code::FAILURE), status(code::PERMISSION_DENIED)];
-        assert!(matches!(judge(&mkdir(), false, &stuck, Some(&[DIR])), Verdict::Failed(_)));
+        assert!(matches!(
+            judge(&mkdir(), false, &stuck, Some(&[DIR])),
+            Verdict::Failed(_)
+        ));
     }
 
     #[test]
     fn a_file_in_the_way_of_a_directory_counts_only_if_a_later_row_may_have_put_it_there() {
         let replies = [status(code::FAILURE), Reply::Ok];
-        assert_eq!(judge(&mkdir(), true, &replies, Some(&[FILE])), Verdict::Done);
-        assert!(matches!(judge(&mkdir(), false, &replies, Some(&[FILE])), Verdict::Failed(_)));
+        assert_eq!(
+            judge(&mkdir(), true, &replies, Some(&[FILE])),
+            Verdict::Done
+        );
+        assert!(matches!(
+            judge(&mkdir(), false, &replies, Some(&[FILE])),
+            Verdict::Failed(_)
+        ));
     }
 
     #[test]
     fn what_is_gone_already_is_removed() {
-        for change in [Change::Unlink { path: path("a") }, Change::Rmdir { path: path("a") }] {
+        for change in [
+            Change::Unlink { path: path("a") },
+            Change::Rmdir { path: path("a") },
+        ] {
             let replies = [status(code::NO_SUCH_FILE)];
             assert_eq!(judge(&change, false, &replies, None), Verdict::Done);
         }
@@ -389,15 +494,24 @@ mod tests {
         let change = Change::Rmdir { path: path("a") };
         let replies = [status(code::FAILURE)];
         assert_eq!(judge(&change, false, &replies, None), Verdict::Look);
-        assert!(matches!(judge(&change, false, &replies, Some(&[DIR])), Verdict::Failed(_)));
+        assert!(matches!(
+            judge(&change, false, &replies, Some(&[DIR])),
+            Verdict::Failed(_)
+        ));
         assert_eq!(judge(&change, true, &replies, Some(&[DIR])), Verdict::Done);
     }
 
     #[test]
     fn a_rename_is_done_when_its_old_name_is_gone_and_only_then() {
-        let change = Change::Rename { from: path("a"), to: path("b") };
+        let change = Change::Rename {
+            from: path("a"),
+            to: path("b"),
+        };
         let replies = [status(code::NO_SUCH_FILE)];
-        assert_eq!(judge(&change, true, &replies, Some(&[None, FILE])), Verdict::Done);
+        assert_eq!(
+            judge(&change, true, &replies, Some(&[None, FILE])),
+            Verdict::Done
+        );
         for uncertain in [true, false] {
             let verdict = judge(&change, uncertain, &replies, Some(&[FILE, None]));
             assert!(matches!(verdict, Verdict::Failed(_)));

@@ -41,7 +41,9 @@ impl Source {
     /// The operating system's.
     pub fn open_root(path: &Path) -> io::Result<Source> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Source { root: openat(CWD, path, flags, Mode::empty())? })
+        Ok(Source {
+            root: openat(CWD, path, flags, Mode::empty())?,
+        })
     }
 
     /// Opens the file that `node` names, to read; none when it is gone. Needs CAP_DAC_READ_SEARCH.
@@ -90,7 +92,11 @@ impl Source {
     pub fn directory(&self, path: &RelPath) -> io::Result<Option<Stat>> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mut at: Option<OwnedFd> = None;
-        for part in path.as_bytes().split(|b| *b == b'/').filter(|p| !p.is_empty()) {
+        for part in path
+            .as_bytes()
+            .split(|b| *b == b'/')
+            .filter(|p| !p.is_empty())
+        {
             let next = match &at {
                 Some(dir) => openat(dir, part, flags, Mode::empty()),
                 None => openat(&self.root, part, flags, Mode::empty()),
@@ -122,7 +128,10 @@ impl Source {
 
 /// The modification time in a `stat`.
 pub fn mtime_of(stat: &Stat) -> Timestamp {
-    Timestamp { seconds: stat.st_mtime, nanoseconds: stat.st_mtime_nsec as u32 }
+    Timestamp {
+        seconds: stat.st_mtime,
+        nanoseconds: stat.st_mtime_nsec as u32,
+    }
 }
 
 /// A time as SFTP v3 has it: unsigned seconds. Earlier than 1970 becomes 1970, later than 2106 that.

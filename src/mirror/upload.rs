@@ -94,14 +94,27 @@ impl Upload {
         rules: Rules,
         remote: &mut R,
     ) -> io::Result<Option<(Upload, Ticket)>> {
-        let Some(file) = source.open(node)? else { return Ok(None) };
+        let Some(file) = source.open(node)? else {
+            return Ok(None);
+        };
         let stat = fstat(&file)?;
-        let stamp = Stamp { size: stat.st_size as u64, mtime: mtime_of(&stat) };
+        let stamp = Stamp {
+            size: stat.st_size as u64,
+            mtime: mtime_of(&stat),
+        };
         let mode = stat.st_mode & 0o7777;
-        let owner = Owner { uid: stat.st_uid, gid: stat.st_gid };
-        let atime =
-            Timestamp { seconds: stat.st_atime, nanoseconds: stat.st_atime_nsec as u32 };
-        let times = Times { atime, mtime: stamp.mtime };
+        let owner = Owner {
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+        };
+        let atime = Timestamp {
+            seconds: stat.st_atime,
+            nanoseconds: stat.st_atime_nsec as u32,
+        };
+        let times = Times {
+            atime,
+            mtime: stamp.mtime,
+        };
         let mut attrs = attributes(Some(mode), Some(owner), Some(times), rules);
         let body = match small_file(&file, stamp)? {
             Some(bytes) => Body::Read(bytes),
@@ -113,10 +126,21 @@ impl Upload {
                 last.size = Some(stamp.size);
             }
         }
-        let mode = if in_place { OpenMode::Update } else { OpenMode::Create };
-        let private = Attrs { mode: Some(0o600), ..Attrs::default() };
+        let mode = if in_place {
+            OpenMode::Update
+        } else {
+            OpenMode::Create
+        };
+        let private = Attrs {
+            mode: Some(0o600),
+            ..Attrs::default()
+        };
         let attrs_at_open = if in_place { Attrs::default() } else { private };
-        let ticket = remote.send(Request::Open { path: dest, mode, attrs: attrs_at_open });
+        let ticket = remote.send(Request::Open {
+            path: dest,
+            mode,
+            attrs: attrs_at_open,
+        });
         let upload = Upload {
             body,
             stamp,
@@ -144,7 +168,9 @@ impl Upload {
     /// Whether it could send something now.
     pub fn wants_to_send(&self) -> bool {
         match self.phase {
-            Phase::Writing(_) => !self.settle_first || self.next < self.stamp.size || self.waiting == 0,
+            Phase::Writing(_) => {
+                !self.settle_first || self.next < self.stamp.size || self.waiting == 0
+            }
             Phase::Opening | Phase::Closing | Phase::Finished => false,
         }
     }
@@ -159,13 +185,23 @@ impl Upload {
         remote: &mut R,
         mut note: impl FnMut(Ticket),
     ) -> io::Result<()> {
-        let Phase::Writing(handle) = &self.phase else { return Ok(()) };
+        let Phase::Writing(handle) = &self.phase else {
+            return Ok(());
+        };
         let handle = handle.clone();
-        let chunk = if self.failure.is_some() { None } else { self.next_chunk()? };
+        let chunk = if self.failure.is_some() {
+            None
+        } else {
+            self.next_chunk()?
+        };
         if let Some((offset, data)) = chunk {
             self.sent += data.len() as u64;
             self.waiting += 1;
-            note(remote.send(Request::Write { handle, offset, data }));
+            note(remote.send(Request::Write {
+                handle,
+                offset,
+                data,
+            }));
             return Ok(());
         }
         if self.settle_first && self.waiting > 0 {
@@ -174,7 +210,10 @@ impl Upload {
         if self.failure.is_none() {
             for attrs in std::mem::take(&mut self.attrs) {
                 self.waiting += 1;
-                note(remote.send(Request::Fsetstat { handle: handle.clone(), attrs }));
+                note(remote.send(Request::Fsetstat {
+                    handle: handle.clone(),
+                    attrs,
+                }));
             }
         }
         self.waiting += 1;
@@ -198,7 +237,10 @@ impl Upload {
                 self.failure.get_or_insert(status);
                 self.next = self.stamp.size;
             }
-            (Reply::Ok | Reply::Handle(_) | Reply::Data(_) | Reply::Names(_) | Reply::Attrs(_), _) => {}
+            (
+                Reply::Ok | Reply::Handle(_) | Reply::Data(_) | Reply::Names(_) | Reply::Attrs(_),
+                _,
+            ) => {}
         }
         if !matches!(self.phase, Phase::Closing) || self.waiting > 0 {
             return Ok(None);
@@ -211,7 +253,11 @@ impl Upload {
             Body::Read(_) => true, // looked at when it was read
             Body::Open(file) => stamp_of(file)? == self.stamp,
         };
-        Ok(Some(if unchanged { Outcome::Complete } else { Outcome::Changed }))
+        Ok(Some(if unchanged {
+            Outcome::Complete
+        } else {
+            Outcome::Changed
+        }))
     }
 
     /// The next bytes that are no hole; none at the end.
@@ -254,7 +300,10 @@ impl Upload {
 
 fn stamp_of(file: &File) -> io::Result<Stamp> {
     let stat = fstat(file)?;
-    Ok(Stamp { size: stat.st_size as u64, mtime: mtime_of(&stat) })
+    Ok(Stamp {
+        size: stat.st_size as u64,
+        mtime: mtime_of(&stat),
+    })
 }
 
 /// All of a file that fits one WRITE, if it did not change while it was read.
@@ -264,7 +313,10 @@ fn small_file(file: &File, stamp: Stamp) -> io::Result<Option<Vec<u8>>> {
     }
     let mut bytes = vec![0; stamp.size as usize];
     let got = read_full(file, &mut bytes, 0)?;
-    Ok(Some(bytes).filter(|_| got as u64 == stamp.size && stamp_of(file).is_ok_and(|s| s == stamp)))
+    Ok(
+        Some(bytes)
+            .filter(|_| got as u64 == stamp.size && stamp_of(file).is_ok_and(|s| s == stamp)),
+    )
 }
 
 /// Reads until the buffer is full or the file ends.

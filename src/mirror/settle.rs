@@ -1,0 +1,335 @@
+//! The times of directories on a mirror.
+//!
+//! A directory's modification time is set by what happens in it, here as there, and no change is
+//! recorded for it. So the directories that a replayed change touched are noted, in the journal in the
+//! same transaction as the change's completion (a crash forgets none), and get the source's present
+//! time once their changes are through: when the queue has drained, and every second while it has not.
+//!
+//! The danger is a directory that has moved on: the source is ahead of the log. One that the source
+//! does not have is kept until the log has been replayed to its end (a rename to come may explain it;
+//! the note moves along), and only then given up.
+//!
+//! A directory whose mode kept the mirror's user from writing into it is opened for that, and gets its
+//! mode back here. It is noted before it is opened.
+
+use super::plan::Place;
+use super::source::{Source, sftp_time};
+use crate::change::{Change, RelPath};
+use crate::sftp::{Attrs, Request};
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::time::{Duration, Instant};
+
+/// How long a touched directory waits while changes keep coming.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// How many directories one pass takes: bounds the requests in flight.
+const PASS: usize = 512;
+
+/// The directories to be set right.
+pub(super) struct Settle {
+    /// Each with a number that grows when it is touched again.
+    touched: BTreeMap<RelPath, u64>,
+    counter: u64,
+    /// Not yet in the journal.
+    fresh: Vec<RelPath>,
+    /// Taken out since the journal was told.
+    settled: Vec<RelPath>,
+    /// Opened for writing; with the mode to give back where the source does not know better.
+    opened: HashMap<RelPath, u32>,
+    /// The pass under way: directories, and how many replies are missing.
+    pass: Option<(Vec<(RelPath, u64)>, usize)>,
+    last: Instant,
+}
+
+impl Settle {
+    /// Starts with what the journal has noted.
+    pub fn new(noted: Vec<RelPath>, now: Instant) -> Settle {
+        Settle {
+            touched: noted.into_iter().map(|p| (p, 0)).collect(),
+            counter: 0,
+            fresh: Vec::new(),
+            settled: Vec::new(),
+            opened: HashMap::new(),
+            pass: None,
+            last: now,
+        }
+    }
+
+    /// Notes the directories that a change has touched.
+    pub fn touch_for(&mut self, change: &Change) {
+        match change {
+            Change::Mkdir { path, .. } => {
+                self.touch(path.clone());
+                self.touch_parent(path);
+            }
+            Change::Rename { from, to } => {
+                self.moved(&[(from, to)]);
+                self.touch(to.clone()); // if it is a directory
+                self.touch_parent(from);
+                self.touch_parent(to);
+            }
+            Change::Exchange { a, b } => {
+                self.moved(&[(a, b), (b, a)]);
+                for path in [a, b] {
+                    self.touch(path.clone());
+                    self.touch_parent(path);
+                }
+            }
+            Change::Rmdir { path }
+            | Change::Unlink { path }
+            | Change::Symlink { path, .. }
+            | Change::Content { path, .. }
+            | Change::Link { path, .. } => self.touch_parent(path),
+            Change::Attr { .. } => {}
+        }
+    }
+
+    fn touch_parent(&mut self, path: &RelPath) {
+        if let Some(parent) = path.parent() {
+            self.touch(parent);
+        }
+    }
+
+    fn touch(&mut self, dir: RelPath) {
+        self.counter += 1;
+        if self.touched.insert(dir.clone(), self.counter).is_none() {
+            self.fresh.push(dir);
+        }
+    }
+
+    /// Notes of a moved directory and of what lies below it move along.
+    fn moved(&mut self, moves: &[(&RelPath, &RelPath)]) {
+        let mut new_places = Vec::new();
+        for (from, to) in moves {
+            let below = self
+                .touched
+                .keys()
+                .filter(|p| p.is_at_or_below(from))
+                .cloned();
+            for old in below.collect::<Vec<_>>() {
+                let rest = &old.as_bytes()[from.as_bytes().len()..];
+                let new = RelPath::new(&[to.as_bytes(), rest].concat());
+                new_places.extend(new.map(|new| (new, self.opened.remove(&old))));
+                self.touched.remove(&old);
+                self.settled.push(old);
+            }
+        }
+        for (new, opened) in new_places {
+            if let Some(mode) = opened {
+                self.opened.insert(new.clone(), mode);
+            }
+            self.touch(new);
+        }
+    }
+
+    /// Notes that a directory is opened; its mode there was `mode`.
+    pub fn open(&mut self, dir: &RelPath, mode: u32) {
+        self.opened.entry(dir.clone()).or_insert(mode);
+        self.touch(dir.clone());
+    }
+
+    /// Whether nothing is left to be done.
+    pub fn is_clear(&self) -> bool {
+        self.touched.is_empty()
+    }
+
+    /// What the journal has to be told, added and taken out. Told once.
+    pub fn news(&mut self) -> (Vec<RelPath>, Vec<RelPath>) {
+        let mut fresh = std::mem::take(&mut self.fresh);
+        fresh.retain(|p| self.touched.contains_key(p));
+        let mut settled = std::mem::take(&mut self.settled);
+        settled.retain(|p| !self.touched.contains_key(p));
+        (fresh, settled)
+    }
+
+    /// Whether there is something to tell.
+    pub fn has_news(&self) -> bool {
+        !self.fresh.is_empty() || !self.settled.is_empty()
+    }
+
+    /// When the next pass is due; none while one is under way, or nothing is touched.
+    pub fn due_in(&self, drained: bool, now: Instant) -> Option<Duration> {
+        if self.pass.is_some() || self.touched.is_empty() {
+            return None;
+        }
+        if drained {
+            return Some(Duration::ZERO);
+        }
+        Some(EVERY.saturating_sub(now.duration_since(self.last)))
+    }
+
+    /// Starts a pass and gives its requests. `drained` says that the mirror has every change in the log.
+    ///
+    /// # Errors
+    /// The source can't be looked at.
+    pub fn start(
+        &mut self,
+        source: &Source,
+        place: &Place,
+        drained: bool,
+        now: Instant,
+    ) -> io::Result<Vec<Request>> {
+        self.last = now;
+        let mut requests = Vec::new();
+        let mut taken = Vec::new();
+        let touched: Vec<(RelPath, u64)> = self
+            .touched
+            .iter()
+            .map(|(p, n)| (p.clone(), *n))
+            .take(PASS)
+            .collect();
+        for (dir, number) in touched {
+            let opened = self.opened.get(&dir).copied();
+            match source.directory(&dir)? {
+                Some(stat) => {
+                    let times = Some((sftp_time(stat.st_atime), sftp_time(stat.st_mtime)));
+                    // The mode only where it may be wrong: while changes are still to come, the
+                    // present one may not be this one's turn yet.
+                    let mode = (opened.is_some() || drained) && !dir.is_root();
+                    let mode = mode.then_some(stat.st_mode & 0o7777);
+                    let attrs = Attrs {
+                        mode,
+                        times,
+                        ..Attrs::default()
+                    };
+                    requests.push(Request::Setstat {
+                        path: place.path(&dir),
+                        attrs,
+                    });
+                    taken.push((dir, number));
+                }
+                None => {
+                    if let Some(mode) = opened {
+                        let attrs = Attrs {
+                            mode: Some(mode),
+                            ..Attrs::default()
+                        };
+                        requests.push(Request::Setstat {
+                            path: place.path(&dir),
+                            attrs,
+                        });
+                        self.opened.remove(&dir);
+                    }
+                    if drained {
+                        self.touched.remove(&dir);
+                        self.settled.push(dir);
+                    }
+                }
+            }
+        }
+        self.pass = Some((taken, requests.len())).filter(|_| !requests.is_empty());
+        Ok(requests)
+    }
+
+    /// Takes a reply of the pass. (One that failed is not tried again: a time is not worth a stopped
+    /// mirror, and the next change in the directory sets it.) Says whether the pass is over.
+    pub fn take(&mut self) -> bool {
+        let Some((_, missing)) = &mut self.pass else {
+            return false;
+        };
+        *missing -= 1;
+        if *missing > 0 {
+            return false;
+        }
+        for (dir, number) in self.pass.take().map(|p| p.0).unwrap_or_default() {
+            self.opened.remove(&dir);
+            if self.touched.get(&dir) == Some(&number) {
+                self.touched.remove(&dir);
+                self.settled.push(dir);
+            }
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(s: &str) -> RelPath {
+        RelPath::new(s.as_bytes()).unwrap()
+    }
+
+    fn at_work() -> (tempfile::TempDir, Source, Settle) {
+        let dir = tempfile::tempdir().unwrap();
+        let source = Source::open_root(dir.path()).unwrap();
+        (dir, source, Settle::new(Vec::new(), Instant::now()))
+    }
+
+    fn pass(settle: &mut Settle, source: &Source, drained: bool) -> Vec<String> {
+        let requests = settle
+            .start(source, &Place::new(b"/m"), drained, Instant::now())
+            .unwrap();
+        requests.iter().for_each(|_| drop(settle.take()));
+        requests
+            .iter()
+            .map(|r| match r {
+                Request::Setstat { path, .. } => String::from_utf8_lossy(path).into_owned(),
+                other => panic!("{other:?}"),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_parents_of_what_changed_are_set_and_then_clear() {
+        let (dir, source, mut settle) = at_work();
+        std::fs::create_dir(dir.path().join("d")).unwrap();
+        settle.touch_for(&Change::Unlink { path: path("d/a") });
+        settle.touch_for(&Change::Unlink { path: path("b") });
+        assert_eq!(settle.news(), (vec![path("d"), RelPath::root()], vec![]));
+        assert_eq!(pass(&mut settle, &source, true), ["/m", "/m/d"]);
+        assert!(settle.is_clear());
+        assert_eq!(settle.news(), (vec![], vec![RelPath::root(), path("d")]));
+    }
+
+    #[test]
+    fn a_directory_that_was_moved_meanwhile_waits_for_its_rename() {
+        let (dir, source, mut settle) = at_work();
+        std::fs::create_dir_all(dir.path().join("new/x")).unwrap();
+        settle.touch_for(&Change::Unlink {
+            path: path("old/x/f"),
+        });
+        assert_eq!(pass(&mut settle, &source, false), [""; 0]);
+        assert!(!settle.is_clear());
+        settle.touch_for(&Change::Rename {
+            from: path("old"),
+            to: path("new"),
+        });
+        assert_eq!(
+            pass(&mut settle, &source, true),
+            ["/m", "/m/new", "/m/new/x"]
+        );
+    }
+
+    #[test]
+    fn a_directory_that_is_gone_is_given_up_only_at_the_end_of_the_log() {
+        let (_dir, source, mut settle) = at_work();
+        settle.touch_for(&Change::Unlink {
+            path: path("gone/f"),
+        });
+        pass(&mut settle, &source, false);
+        assert!(!settle.is_clear());
+        pass(&mut settle, &source, true);
+        assert!(settle.is_clear());
+    }
+
+    #[test]
+    fn one_that_is_touched_during_its_pass_is_set_again() {
+        let (_dir, source, mut settle) = at_work();
+        settle.touch_for(&Change::Unlink { path: path("a") });
+        let place = Place::new(b"/m");
+        assert_eq!(
+            settle
+                .start(&source, &place, true, Instant::now())
+                .unwrap()
+                .len(),
+            1
+        );
+        settle.touch_for(&Change::Unlink { path: path("b") });
+        assert!(settle.take());
+        assert!(!settle.is_clear());
+        assert_eq!(pass(&mut settle, &source, true), ["/m"]);
+        assert!(settle.is_clear());
+    }
+}
