@@ -1,0 +1,241 @@
+//! Requests about attributes: mode, owner, times, extended attributes, the file system's numbers.
+//!
+//! They hold the tree lock's read side over system call and record: the path stays what it is in the
+//! log, and no checkpoint comes between the two. Two changes of the same inode's attributes do not
+//! meet: the kernel lets one in at a time.
+//!
+//! What was set on a file before the log knows it travels with its Content. Whether the log knows it is
+//! asked *after* the system call: a record of the Content in between makes one too many, not one too few.
+//!
+//! Values are recorded as they are after the call, since the file system may have done more or less than
+//! it was asked (chown takes set-id bits away, times are rounded), and only if they are others than
+//! before.
+
+use super::Local;
+use super::inodes::{Kind, Tree};
+use super::sys::{self, Caller, Result, SetTime, Stat};
+use crate::change::{Change, Owner, Times};
+use rustix::fs::{StatVfs, XattrFlags};
+use rustix::io::Errno;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+/// What shall be set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SetAttributes {
+    /// Permission bits (07777).
+    pub mode: Option<u32>,
+    /// User.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Length in bytes, of a regular file.
+    pub size: Option<u64>,
+    /// Last access.
+    pub atime: SetTime,
+    /// Last change of the content.
+    pub mtime: SetTime,
+}
+
+impl Default for SetAttributes {
+    fn default() -> SetAttributes {
+        SetAttributes {
+            mode: None,
+            uid: None,
+            gid: None,
+            size: None,
+            atime: SetTime::Keep,
+            mtime: SetTime::Keep,
+        }
+    }
+}
+
+impl SetAttributes {
+    fn sets_times(&self) -> bool {
+        (self.atime, self.mtime) != (SetTime::Keep, SetTime::Keep)
+    }
+
+    fn only_size(&self) -> bool {
+        self.mode.is_none() && self.uid.is_none() && self.gid.is_none() && !self.sets_times()
+    }
+}
+
+/// The attributes whose setting may change the permission bits.
+const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
+
+impl Local {
+    /// What the node is; through a handle also if no name leads to it.
+    ///
+    /// # Errors
+    /// ESTALE: no name leads to it.
+    pub fn attributes(&self, node: u64, handle: Option<u64>) -> Result<Stat> {
+        match handle.and_then(|handle| self.open.get(handle).ok()) {
+            Some(handle) => Ok(self.inodes.outward(sys::stat(&handle.fd)?)),
+            None => self.inodes.stat(&self.inodes.read(), node),
+        }
+    }
+
+    /// Sets attributes: the size, then owner, mode and times. Returns what they are then.
+    ///
+    /// # Errors
+    /// As `truncate(2)`, `chown(2)`, `chmod(2)`, `utimensat(2)`; EROFS while the log is closed; EIO: it
+    /// was set, and is not recorded yet.
+    pub fn set_attributes(
+        &self,
+        node: u64,
+        handle: Option<u64>,
+        set: &SetAttributes,
+        caller: Caller,
+    ) -> Result<Stat> {
+        let handle = handle.map(|handle| self.open.get(handle)).transpose()?;
+        if let Some(size) = set.size {
+            match &handle {
+                Some(handle) => self.cut_handle(handle, size, caller.uid)?,
+                None => self.cut_path(node, size, caller.uid)?,
+            };
+        }
+        let tree = self.inodes.read();
+        let opened: Arc<OwnedFd>;
+        let fd = match &handle {
+            Some(handle) => handle.fd.as_fd(),
+            None => {
+                opened = self.inodes.open_path(&tree, node)?;
+                opened.as_fd()
+            }
+        };
+        if set.only_size() {
+            return Ok(self.inodes.outward(sys::stat(fd)?));
+        }
+        self.log.check()?;
+        let before = sys::stat(fd)?;
+        if set.uid.is_some() || set.gid.is_some() {
+            sys::chown(fd, set.uid, set.gid)?;
+        }
+        if let Some(mode) = set.mode {
+            sys::chmod(fd, mode)?;
+        }
+        if set.sets_times() {
+            sys::set_times(fd, set.atime, set.mtime)?;
+        }
+        let after = sys::stat(fd)?;
+        self.record_attributes(&tree, node, &before, &after, set.sets_times())?;
+        Ok(self.inodes.outward(after))
+    }
+
+    /// Records what differs; times only if they were set, since writes change them too.
+    fn record_attributes(
+        &self,
+        tree: &Tree,
+        node: u64,
+        before: &Stat,
+        after: &Stat,
+        times_set: bool,
+    ) -> Result<()> {
+        let owner = |s: &Stat| Owner {
+            uid: s.uid,
+            gid: s.gid,
+        };
+        let times = |s: &Stat| Times {
+            atime: s.atime,
+            mtime: s.mtime,
+        };
+        let mode = (before.permissions() != after.permissions()).then(|| after.permissions());
+        let owner = (owner(before) != owner(after)).then(|| owner(after));
+        let times = (times_set && times(before) != times(after)).then(|| times(after));
+        if mode.is_none() && owner.is_none() && times.is_none() {
+            return Ok(());
+        }
+        if !Self::is_recorded(tree, node) || self.open.is_new(node) {
+            return Ok(());
+        }
+        match tree.path(node) {
+            Some(path) => self.log.record(Change::Attr {
+                path,
+                symlink: Kind::of(after) == Kind::Symlink,
+                mode,
+                owner,
+                times,
+            }),
+            // It has no name any more.
+            None => Ok(()),
+        }
+    }
+
+    /// The numbers of the file system that the node lies on.
+    ///
+    /// # Errors
+    /// As `fstatvfs(2)`.
+    pub fn statfs(&self) -> Result<StatVfs> {
+        rustix::fs::fstatvfs(self.inodes.root())
+    }
+
+    fn xattr_path(&self, tree: &Tree, node: u64) -> Result<(Arc<OwnedFd>, String)> {
+        let fd = self.inodes.open_path(tree, node)?;
+        let path = sys::proc_path(&fd);
+        Ok((fd, path))
+    }
+
+    /// Reads an extended attribute into `buffer`; an empty buffer asks for the length.
+    ///
+    /// # Errors
+    /// As `getxattr(2)`: ENODATA, ERANGE.
+    pub fn xattr(&self, node: u64, name: &[u8], buffer: &mut [u8]) -> Result<usize> {
+        let (_open, path) = self.xattr_path(&self.inodes.read(), node)?;
+        if buffer.is_empty() {
+            rustix::fs::getxattr_query(path, name)
+        } else {
+            rustix::fs::getxattr(path, name, buffer)
+        }
+    }
+
+    /// Lists the names of extended attributes, each with a NUL behind it; an empty buffer asks for the
+    /// length.
+    ///
+    /// # Errors
+    /// As `listxattr(2)`: ERANGE.
+    pub fn list_xattrs(&self, node: u64, buffer: &mut [u8]) -> Result<usize> {
+        let (_open, path) = self.xattr_path(&self.inodes.read(), node)?;
+        if buffer.is_empty() {
+            rustix::fs::listxattr_query(path)
+        } else {
+            rustix::fs::listxattr(path, buffer)
+        }
+    }
+
+    /// Sets an extended attribute: here only, mirrors cannot have it. An ACL that changes the mode's
+    /// group bits is recorded as that mode.
+    ///
+    /// # Errors
+    /// As `setxattr(2)`; EROFS while the log is closed.
+    pub fn set_xattr(&self, node: u64, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
+        let flags = XattrFlags::from_bits_retain(flags);
+        self.change_xattr(node, name, |path| {
+            rustix::fs::setxattr(path, name, value, flags)
+        })
+    }
+
+    /// Removes an extended attribute.
+    ///
+    /// # Errors
+    /// As `removexattr(2)`; EROFS while the log is closed.
+    pub fn remove_xattr(&self, node: u64, name: &[u8]) -> Result<()> {
+        self.change_xattr(node, name, |path| rustix::fs::removexattr(path, name))
+    }
+
+    fn change_xattr(
+        &self,
+        node: u64,
+        name: &[u8],
+        change: impl FnOnce(&str) -> std::result::Result<(), Errno>,
+    ) -> Result<()> {
+        let tree = self.inodes.read();
+        self.log.check()?;
+        let (fd, path) = self.xattr_path(&tree, node)?;
+        if name != ACCESS_ACL {
+            return change(&path);
+        }
+        let before = sys::stat(&fd)?;
+        change(&path)?;
+        self.record_attributes(&tree, node, &before, &sys::stat(&fd)?, false)
+    }
+}

@@ -1,0 +1,378 @@
+//! Requests about the bytes of files: open, read, write, cut, allocate, copy, sync, close.
+//!
+//! Bytes are marked when they are in the file, and recorded by the close() that follows (J1): FLUSH,
+//! which the kernel sends for each close() of each copy of a descriptor and whose answer it waits for.
+//! RELEASE, for which nobody waits, brings what came after (mmap stores). A file that was made or
+//! emptied and has no byte yet is not recorded by a FLUSH: most likely it is the shell's copy of the
+//! descriptor that is closed, and an empty file would appear on the mirrors (P4). Its record is made by
+//! the FLUSH after the first byte, or by RELEASE.
+//!
+//! The kernel leaves it to us to take set-user-id and set-group-id bits from a file that somebody writes
+//! to (HANDLE_KILLPRIV_V2). That is done *before* the bytes are written, so that there is no moment when
+//! other bytes run under those bits. The mode travels with the Content.
+
+use super::Local;
+use super::open_files::{FileState, Handle};
+use super::sys::{self, Result};
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
+use rustix::io::Errno;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// What the kernel is told of an opened file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// The handle's number.
+    pub handle: u64,
+    /// Whether the kernel shall tell of every close().
+    pub flush: bool,
+    /// Whether set-id bits were taken away, which the kernel does not know yet.
+    pub privileges_cleared: bool,
+}
+
+/// What became of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// How many bytes are in the file; fewer than were given if the disk is full.
+    pub bytes: usize,
+    /// Whether set-id bits were taken away, which the kernel does not know yet.
+    pub privileges_cleared: bool,
+}
+
+/// Of the flags of an open(2) those that the daemon's descriptor needs too. Not O_APPEND (the kernel
+/// says where to write), O_DIRECT (our buffers are not aligned), O_TRUNC (done apart, with its mark).
+pub fn open_flags(flags: i32) -> OFlags {
+    let wanted = libc::O_ACCMODE | libc::O_SYNC | libc::O_DSYNC | libc::O_NOATIME;
+    OFlags::from_bits_retain((flags & wanted).cast_unsigned())
+}
+
+fn may_write(flags: i32) -> bool {
+    flags & libc::O_ACCMODE != libc::O_RDONLY
+}
+
+/// Takes the set-id bits away that a write takes away. True if there were any.
+pub fn clear_privileges(fd: impl AsFd) -> Result<bool> {
+    let mode = sys::stat(fd.as_fd())?.permissions();
+    let mut cleared = mode & !libc::S_ISUID;
+    if mode & libc::S_IXGRP != 0 {
+        cleared &= !libc::S_ISGID;
+    }
+    if cleared != mode {
+        sys::chmod(fd, cleared)?;
+    }
+    Ok(cleared != mode)
+}
+
+impl Local {
+    /// Opens a regular file; with O_TRUNC empties it.
+    ///
+    /// # Errors
+    /// As `open(2)`; ESTALE: no name leads to it; EROFS to write while the log is closed.
+    pub fn open_file(&self, node: u64, flags: i32, uid: u32) -> Result<Opened> {
+        let truncate = flags & libc::O_TRUNC != 0;
+        if truncate || may_write(flags) {
+            self.log.check()?;
+        }
+        let fd = self
+            .inodes
+            .open(&self.inodes.read(), node, open_flags(flags))?;
+        let state = may_write(flags).then(|| self.open.add_writer(node));
+        let emptied = match &state {
+            Some(state) if truncate => cut(state, &fd, 0, uid),
+            None if truncate => self.cut_path(node, 0, uid),
+            _ => Ok(false),
+        };
+        let privileges_cleared = emptied.inspect_err(|_| {
+            if let Some(state) = &state {
+                self.remove_writer(state);
+            }
+        })?;
+        Ok(Opened {
+            flush: state.is_some(),
+            handle: self.open.open(Handle { fd, state }),
+            privileges_cleared,
+        })
+    }
+
+    /// A file that was just made: whoever made it writes it, even by a descriptor for reading.
+    pub(super) fn opened_new(&self, fd: OwnedFd, node: u64) -> Opened {
+        let state = self.open.add_writer(node);
+        state.lock().made();
+        let state = Some(state);
+        Opened {
+            handle: self.open.open(Handle { fd, state }),
+            flush: true,
+            privileges_cleared: false,
+        }
+    }
+
+    /// Reads up to `buffer.len()` bytes, fewer at the end of the file only.
+    ///
+    /// # Errors
+    /// As `pread(2)`; EBADF: no such handle.
+    pub fn read(&self, handle: u64, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let handle = self.open.get(handle)?;
+        let mut done = 0;
+        while done < buffer.len() {
+            match rustix::io::pread(&handle.fd, &mut buffer[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(Errno::INTR) => {}
+                Err(e) if done == 0 => return Err(e),
+                Err(_) => break,
+            }
+        }
+        Ok(done)
+    }
+
+    /// Writes bytes. `kill`: set-id bits go. `cached`: the kernel writes back what an application stored
+    /// by mmap and was told to be written; it is taken also while the log is closed, for it would be
+    /// lost.
+    ///
+    /// # Errors
+    /// As `pwrite(2)`; EBADF: not open for writing; EROFS while the log is closed.
+    pub fn write(
+        &self,
+        handle: u64,
+        offset: u64,
+        bytes: &[u8],
+        kill: bool,
+        cached: bool,
+    ) -> Result<Written> {
+        let handle = self.open.get(handle)?;
+        let state = handle.writer()?;
+        if !cached {
+            self.log.check()?;
+        }
+        state.lock().begin();
+        let done = write_all(&handle.fd, offset, bytes, kill);
+        let mut dirty = state.lock();
+        if let Ok(written) = &done {
+            dirty.wrote(offset, offset + written.bytes as u64);
+        }
+        dirty.end();
+        done
+    }
+
+    /// Sets the size through an open handle; logged when that is closed. True if set-id bits went.
+    pub(super) fn cut_handle(&self, handle: &Handle, size: u64, uid: u32) -> Result<bool> {
+        self.log.check()?;
+        cut(handle.writer()?, &handle.fd, size, uid)
+    }
+
+    /// Sets the size without a handle; logged at once, unless the file is new and someone else is still
+    /// writing it. True if set-id bits went.
+    pub(super) fn cut_path(&self, node: u64, size: u64, uid: u32) -> Result<bool> {
+        let fd = self
+            .inodes
+            .open(&self.inodes.read(), node, OFlags::WRONLY)?;
+        self.log.check()?;
+        let state = self.open.add_writer(node);
+        let cleared = cut(&state, &fd, size, uid);
+        let logged = self.log_unless(&state, |dirty| dirty.is_new());
+        self.remove_writer(&state);
+        logged.and(cleared)
+    }
+
+    /// Logs the file, unless `later` says that it waits.
+    fn log_unless(
+        &self,
+        state: &FileState,
+        later: impl Fn(&mut super::Dirty) -> bool,
+    ) -> Result<()> {
+        // Most files are clean when they are closed, and need not wait for the tree.
+        {
+            let mut dirty = state.lock();
+            if !dirty.is_dirty() || later(&mut dirty) {
+                return Ok(());
+            }
+        }
+        let tree = self.inodes.read();
+        self.log_content(&tree, state, &mut state.lock())
+    }
+
+    fn remove_writer(&self, state: &FileState) {
+        if self.open.remove_writer(state.node) {
+            self.drop_if_forgotten(state.node);
+        }
+    }
+
+    /// A copy of a descriptor is closed: what was written is in the log when this returns.
+    ///
+    /// # Errors
+    /// EIO: it could not be recorded; it will be.
+    pub fn flush_file(&self, handle: u64) -> Result<()> {
+        let handle = self.open.get(handle)?;
+        let Some(state) = &handle.state else {
+            return Ok(());
+        };
+        self.log_unless(state, |dirty| {
+            let later = dirty.awaits_its_bytes();
+            if later {
+                dirty.put_off();
+            }
+            later
+        })
+    }
+
+    /// The last copy of a descriptor is closed, and nothing is mapped any more.
+    ///
+    /// # Errors
+    /// As [`Local::flush_file`].
+    pub fn release_file(&self, handle: u64) -> Result<()> {
+        let Some(handle) = self.open.close(handle) else {
+            return Err(Errno::BADF);
+        };
+        let Some(state) = &handle.state else {
+            return Ok(());
+        };
+        let logged = self.log_unless(state, |_| false);
+        self.remove_writer(state);
+        logged
+    }
+
+    /// Waits for the disk, then logs what was written; not of a file that is new or was emptied, since
+    /// it may be half-written (P4).
+    ///
+    /// # Errors
+    /// As `fsync(2)`; EIO: it could not be recorded.
+    pub fn fsync_file(&self, handle: u64, data_only: bool) -> Result<()> {
+        let handle = self.open.get(handle)?;
+        if data_only {
+            rustix::fs::fdatasync(&handle.fd)?;
+        } else {
+            rustix::fs::fsync(&handle.fd)?;
+        }
+        match &handle.state {
+            Some(state) => self.log_unless(state, |dirty| dirty.is_whole()),
+            None => Ok(()),
+        }
+    }
+
+    /// Allocates, punches, zeroes, inserts or collapses a part of a file. True if set-id bits went.
+    ///
+    /// # Errors
+    /// As `fallocate(2)`; EROFS while the log is closed.
+    pub fn fallocate(
+        &self,
+        handle: u64,
+        offset: u64,
+        length: u64,
+        mode: u32,
+        uid: u32,
+    ) -> Result<bool> {
+        let handle = self.open.get(handle)?;
+        let state = handle.writer()?;
+        self.log.check()?;
+        let mode = FallocateFlags::from_bits_retain(mode);
+        let end = offset.checked_add(length).ok_or(Errno::FBIG)?;
+        state.lock().begin();
+        let done = (|| {
+            let old = sys::stat(&handle.fd)?.size;
+            let cleared = uid != 0 && clear_privileges(&handle.fd)?;
+            rustix::fs::fallocate(&handle.fd, mode, offset, length)?;
+            Ok((old, sys::stat(&handle.fd)?.size, cleared))
+        })();
+        let mut dirty = state.lock();
+        if let Ok((old, new, _)) = done {
+            if old != new {
+                dirty.resized(old, new);
+            }
+            if mode.intersects(FallocateFlags::COLLAPSE_RANGE | FallocateFlags::INSERT_RANGE) {
+                dirty.wrote(offset, new);
+            } else if mode.intersects(FallocateFlags::PUNCH_HOLE | FallocateFlags::ZERO_RANGE) {
+                dirty.wrote(offset, end.min(new));
+            }
+        }
+        dirty.end();
+        done.map(|(_, _, cleared)| cleared)
+    }
+
+    /// Copies bytes from file to file within the source's file system (which may share them).
+    ///
+    /// # Errors
+    /// As `copy_file_range(2)`; EROFS while the log is closed.
+    pub fn copy_range(
+        &self,
+        from: (u64, u64),
+        to: (u64, u64),
+        length: u64,
+        uid: u32,
+    ) -> Result<Written> {
+        let (source, target) = (self.open.get(from.0)?, self.open.get(to.0)?);
+        let state = target.writer()?;
+        self.log.check()?;
+        // The answer has 32 bits.
+        let length = usize::try_from(length.min(1 << 30)).map_err(|_| Errno::INVAL)?;
+        let (mut read_at, mut write_at) = (from.1, to.1);
+        state.lock().begin();
+        let done = (|| {
+            let privileges_cleared = uid != 0 && clear_privileges(&target.fd)?;
+            let bytes = rustix::fs::copy_file_range(
+                &source.fd,
+                Some(&mut read_at),
+                &target.fd,
+                Some(&mut write_at),
+                length,
+            )?;
+            Ok(Written {
+                bytes,
+                privileges_cleared,
+            })
+        })();
+        let mut dirty = state.lock();
+        if let Ok(written) = &done {
+            dirty.wrote(to.1, to.1 + written.bytes as u64);
+        }
+        dirty.end();
+        done
+    }
+
+    /// Finds the next data or hole (SEEK_DATA, SEEK_HOLE).
+    ///
+    /// # Errors
+    /// As `lseek(2)`; EINVAL for the others, which the kernel does itself.
+    pub fn seek(&self, handle: u64, offset: i64, whence: i32) -> Result<u64> {
+        let handle = self.open.get(handle)?;
+        let offset = u64::try_from(offset).map_err(|_| Errno::NXIO)?;
+        let position = match whence {
+            libc::SEEK_DATA => SeekFrom::Data(offset),
+            libc::SEEK_HOLE => SeekFrom::Hole(offset),
+            _ => return Err(Errno::INVAL),
+        };
+        rustix::fs::seek(&handle.fd, position)
+    }
+}
+
+fn write_all(fd: &OwnedFd, offset: u64, bytes: &[u8], kill: bool) -> Result<Written> {
+    let privileges_cleared = kill && clear_privileges(fd)?;
+    let mut done = 0;
+    while done < bytes.len() {
+        match rustix::io::pwrite(fd, &bytes[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(Errno::INTR) => {}
+            Err(e) if done == 0 => return Err(e),
+            Err(_) => break,
+        }
+    }
+    Ok(Written {
+        bytes: done,
+        privileges_cleared,
+    })
+}
+
+fn cut(state: &FileState, fd: &OwnedFd, size: u64, uid: u32) -> Result<bool> {
+    state.lock().begin();
+    let done = (|| {
+        let old = sys::stat(fd)?.size;
+        let cleared = uid != 0 && clear_privileges(fd)?;
+        rustix::fs::ftruncate(fd, size)?;
+        Ok((old, cleared))
+    })();
+    let mut dirty = state.lock();
+    if let Ok((old, _)) = done {
+        dirty.resized(old, size);
+    }
+    dirty.end();
+    done.map(|(_, cleared)| cleared)
+}

@@ -1,0 +1,415 @@
+//! Requests that change the tree: make, remove, move, link.
+//!
+//! Each of them holds the tree lock's write side from before the system call until its record is in the
+//! log, so that no other change of a path comes between the two (J2).
+//!
+//! Killed between them: nobody was told that it happened, and the scan at the next start finds it. The
+//! record fails: it has happened, is kept in order, and the caller gets EIO.
+
+use super::inodes::{Kind, Tree};
+use super::sys::{self, Caller, Result, Stat, as_caller};
+use super::{Local, data};
+use crate::change::{Change, Extent, Owner, RelPath, Times};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Where something is made, with the tree in hand.
+struct Place<'a> {
+    dir: u64,
+    name: &'a [u8],
+    fd: Arc<OwnedFd>,
+    /// None below a removed directory: the system call will fail.
+    path: Option<RelPath>,
+}
+
+impl Local {
+    /// Looks a name up, and counts it as known to the kernel until [`Local::forget`].
+    ///
+    /// # Errors
+    /// ENOENT; EXDEV for what is on another file system.
+    pub fn lookup(&self, dir: u64, name: &[u8]) -> Result<Stat> {
+        if Self::is_reserved(dir, name) {
+            return Err(Errno::NOENT);
+        }
+        self.inodes.lookup(dir, name)
+    }
+
+    /// The kernel has forgotten so many lookups of the node.
+    pub fn forget(&self, node: u64, count: u64) {
+        self.inodes
+            .forget(node, count, || self.open.state(node).is_some());
+    }
+
+    fn place<'a>(&self, tree: &Tree, dir: u64, name: &'a [u8]) -> Result<Place<'a>> {
+        Ok(Place {
+            dir,
+            name,
+            fd: self.inodes.directory(tree, dir)?,
+            path: tree.path_in(dir, name),
+        })
+    }
+
+    /// With the tree in hand: may something be made here?
+    fn new_place<'a>(&self, tree: &Tree, dir: u64, name: &'a [u8]) -> Result<Place<'a>> {
+        self.log.check()?;
+        Self::check_name(dir, name)?;
+        self.place(tree, dir, name)
+    }
+
+    /// What was made, recorded and known to the kernel.
+    fn made(
+        &self,
+        tree: &mut Tree,
+        place: &Place,
+        change: impl FnOnce(RelPath, &Stat) -> Result<Option<Change>>,
+    ) -> Result<Stat> {
+        let stat = self.inodes.stat_at(&place.fd, place.name)?;
+        if let Some(path) = &place.path
+            && let Some(change) = change(path.clone(), &stat)?
+        {
+            self.log.record(change)?;
+        }
+        let stat = self.inodes.outward(stat);
+        tree.enter(stat.ino, Kind::of(&stat), place.dir, place.name);
+        Ok(stat)
+    }
+
+    /// Makes a directory.
+    ///
+    /// # Errors
+    /// As `mkdir(2)`; EPERM for `.proxyfs` in the root; EROFS and EIO see [`super::log`].
+    pub fn mkdir(&self, dir: u64, name: &[u8], mode: u32, caller: Caller) -> Result<Stat> {
+        let mut tree = self.inodes.write();
+        let place = self.new_place(&tree, dir, name)?;
+        {
+            let _as = as_caller(caller)?;
+            rustix::fs::mkdirat(&place.fd, name, Mode::from_raw_mode(mode))?;
+        }
+        self.made(&mut tree, &place, |path, stat| {
+            Ok(Some(Change::Mkdir {
+                path,
+                mode: stat.permissions(),
+                owner: owner(stat),
+            }))
+        })
+    }
+
+    /// Makes a regular file (logged at once), a FIFO, a socket or a device (never logged).
+    ///
+    /// # Errors
+    /// As `mknod(2)`, and as [`Local::mkdir`].
+    pub fn mknod(
+        &self,
+        dir: u64,
+        name: &[u8],
+        mode: u32,
+        rdev: u32,
+        caller: Caller,
+    ) -> Result<Stat> {
+        let mut tree = self.inodes.write();
+        let place = self.new_place(&tree, dir, name)?;
+        let file_type = FileType::from_raw_mode(mode);
+        {
+            let _as = as_caller(caller)?;
+            let mode = Mode::from_raw_mode(mode);
+            rustix::fs::mknodat(&place.fd, name, file_type, mode, u64::from(rdev))?;
+        }
+        self.made(&mut tree, &place, |path, stat| {
+            if !Kind::of(stat).is_recorded() {
+                self.special_files.fetch_add(1, Ordering::Relaxed);
+                return Ok(None);
+            }
+            Ok(Some(Change::Content {
+                path,
+                node: sys::node_id(&place.fd, name)?,
+                extent: Extent::Whole,
+                size: stat.size,
+                linked: false,
+            }))
+        })
+    }
+
+    /// Makes a symbolic link.
+    ///
+    /// # Errors
+    /// As `symlink(2)`, and as [`Local::mkdir`].
+    pub fn symlink(&self, dir: u64, name: &[u8], target: &[u8], caller: Caller) -> Result<Stat> {
+        let mut tree = self.inodes.write();
+        let place = self.new_place(&tree, dir, name)?;
+        {
+            let _as = as_caller(caller)?;
+            rustix::fs::symlinkat(target, &place.fd, name)?;
+        }
+        self.made(&mut tree, &place, |path, stat| {
+            Ok(Some(Change::Symlink {
+                path,
+                target: target.into(),
+                owner: owner(stat),
+                times: times(stat),
+            }))
+        })
+    }
+
+    /// Makes and opens a regular file. Nothing is recorded before a writer closes it. If it exists by
+    /// now it is opened (unless O_EXCL), and emptied with O_TRUNC.
+    ///
+    /// # Errors
+    /// As `open(2)`, and as [`Local::mkdir`].
+    pub fn create(
+        &self,
+        dir: u64,
+        name: &[u8],
+        mode: u32,
+        flags: i32,
+        caller: Caller,
+    ) -> Result<(Stat, data::Opened)> {
+        let existing = {
+            let mut tree = self.inodes.write();
+            let place = self.new_place(&tree, dir, name)?;
+            let made = {
+                let _as = as_caller(caller)?;
+                let flags = data::open_flags(flags) | OFlags::CREATE | OFlags::EXCL;
+                sys::open_at(&place.fd, name, flags, mode & 0o7777)
+            };
+            match made {
+                Ok(fd) => {
+                    let stat = self.inodes.outward(sys::stat(&fd)?);
+                    tree.enter(stat.ino, Kind::Regular, dir, name);
+                    return Ok((stat, self.opened_new(fd, stat.ino)));
+                }
+                Err(Errno::EXIST) if flags & libc::O_EXCL == 0 => {
+                    let stat = self.inodes.outward(self.inodes.stat_at(&place.fd, name)?);
+                    tree.enter(stat.ino, Kind::of(&stat), dir, name);
+                    stat
+                }
+                Err(e) => return Err(e),
+            }
+        };
+        match self.open_file(existing.ino, flags, caller.uid) {
+            Ok(opened) => {
+                let now = self.inodes.stat(&self.inodes.read(), existing.ino)?;
+                Ok((now, opened))
+            }
+            Err(e) => {
+                self.forget(existing.ino, 1);
+                Err(e)
+            }
+        }
+    }
+
+    /// Removes a name of a file. A file that the log does not know yet goes without a trace.
+    ///
+    /// # Errors
+    /// As `unlink(2)`; ENOENT for `.proxyfs` in the root; EROFS and EIO see [`super::log`].
+    pub fn unlink(&self, dir: u64, name: &[u8]) -> Result<()> {
+        self.remove(dir, name, AtFlags::empty())
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// As `rmdir(2)`, and as [`Local::unlink`].
+    pub fn rmdir(&self, dir: u64, name: &[u8]) -> Result<()> {
+        self.remove(dir, name, AtFlags::REMOVEDIR)
+    }
+
+    fn remove(&self, dir: u64, name: &[u8], flags: AtFlags) -> Result<()> {
+        let mut tree = self.inodes.write();
+        self.log.check()?;
+        if Self::is_reserved(dir, name) {
+            return Err(Errno::NOENT);
+        }
+        let place = self.place(&tree, dir, name)?;
+        let stat = self.inodes.outward(self.inodes.stat_at(&place.fd, name)?);
+        let kept = Self::keep(&tree, &place, &stat);
+        rustix::fs::unlinkat(&place.fd, name, flags)?;
+        let known = self.taken_away(&mut tree, &place, &stat, kept);
+        match place.path {
+            Some(path) if known => self.log.record(if stat.is_dir() {
+                Change::Rmdir { path }
+            } else {
+                Change::Unlink { path }
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Before a name goes: opens what it leads to, if the kernel knows it.
+    fn keep(tree: &Tree, place: &Place, stat: &Stat) -> Option<OwnedFd> {
+        tree.kind(stat.ino)?;
+        sys::open_at(&place.fd, place.name, OFlags::PATH, 0).ok()
+    }
+
+    /// After a name went. True if mirrors have it, so that they must be told.
+    fn taken_away(
+        &self,
+        tree: &mut Tree,
+        place: &Place,
+        stat: &Stat,
+        kept: Option<OwnedFd>,
+    ) -> bool {
+        let logged = Kind::of(stat).is_recorded() && !self.open.is_new(stat.ino);
+        tree.remove_name(stat.ino, place.dir, place.name, kept);
+        if stat.is_dir() || stat.nlink <= 1 {
+            self.open.bury(stat.ino);
+        }
+        logged
+    }
+
+    /// Moves an entry: over what is there, or not (RENAME_NOREPLACE), or both change places
+    /// (RENAME_EXCHANGE). What was written to it before is logged before.
+    ///
+    /// # Errors
+    /// As `renameat2(2)`; EINVAL for RENAME_WHITEOUT (it makes a device, which mirrors cannot have);
+    /// and as [`Local::mkdir`].
+    pub fn rename(
+        &self,
+        dir: u64,
+        name: &[u8],
+        new_dir: u64,
+        new_name: &[u8],
+        flags: u32,
+    ) -> Result<()> {
+        let flags = RenameFlags::from_bits_retain(flags);
+        if !(RenameFlags::NOREPLACE | RenameFlags::EXCHANGE).contains(flags) {
+            return Err(Errno::INVAL);
+        }
+        if Self::is_reserved(dir, name) {
+            return Err(Errno::NOENT);
+        }
+        let mut tree = self.inodes.write();
+        let to = self.new_place(&tree, new_dir, new_name)?;
+        let from = self.place(&tree, dir, name)?;
+        let moved = self.inodes.outward(self.inodes.stat_at(&from.fd, name)?);
+        let target = match self.inodes.stat_at(&to.fd, new_name) {
+            Ok(stat) => Some(self.inodes.outward(stat)),
+            Err(Errno::NOENT) => None,
+            Err(e) => return Err(e),
+        };
+        let rename = || rustix::fs::renameat_with(&from.fd, name, &to.fd, new_name, flags);
+        if target.is_some_and(|t| t.ino == moved.ino) {
+            // Two names of one file: nothing happens, says POSIX.
+            return rename();
+        }
+        self.log_before(&tree, moved.ino)?;
+        match target {
+            Some(target) if flags.contains(RenameFlags::EXCHANGE) => {
+                self.log_before(&tree, target.ino)?;
+                rename()?;
+                Self::move_name(&mut tree, &from, &to, moved.ino);
+                Self::move_name(&mut tree, &to, &from, target.ino);
+                self.record_exchange(from.path, to.path, Kind::of(&moved), Kind::of(&target))
+            }
+            Some(target) => {
+                let kept = Self::keep(&tree, &to, &target);
+                rename()?;
+                let known = self.taken_away(&mut tree, &to, &target, kept);
+                Self::move_name(&mut tree, &from, &to, moved.ino);
+                self.record_rename(from.path, to.path, Kind::of(&moved), known)
+            }
+            None => {
+                rename()?;
+                Self::move_name(&mut tree, &from, &to, moved.ino);
+                self.record_rename(from.path, to.path, Kind::of(&moved), false)
+            }
+        }
+    }
+
+    fn move_name(tree: &mut Tree, from: &Place, to: &Place, node: u64) {
+        tree.add_name(node, to.dir, to.name);
+        tree.remove_name(node, from.dir, from.name, None);
+    }
+
+    /// `replaced`: mirrors have something at `to` that is gone.
+    fn record_rename(
+        &self,
+        from: Option<RelPath>,
+        to: Option<RelPath>,
+        moved: Kind,
+        replaced: bool,
+    ) -> Result<()> {
+        let (Some(from), Some(to)) = (from, to) else {
+            return Ok(());
+        };
+        if moved.is_recorded() {
+            self.log.record(Change::Rename { from, to })
+        } else if replaced {
+            self.log.record(Change::Unlink { path: to })
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Of two that changed places mirrors may have both, one or none.
+    fn record_exchange(
+        &self,
+        a: Option<RelPath>,
+        b: Option<RelPath>,
+        was_a: Kind,
+        was_b: Kind,
+    ) -> Result<()> {
+        let (Some(a), Some(b)) = (a, b) else {
+            return Ok(());
+        };
+        match (was_a.is_recorded(), was_b.is_recorded()) {
+            (true, true) => self.log.record(Change::Exchange { a, b }),
+            (true, false) => self.log.record(Change::Rename { from: a, to: b }),
+            (false, true) => self.log.record(Change::Rename { from: b, to: a }),
+            (false, false) => Ok(()),
+        }
+    }
+
+    /// Gives a file one more name. A file that the log does not know yet is logged before.
+    ///
+    /// # Errors
+    /// As `link(2)`, and as [`Local::mkdir`].
+    pub fn link(&self, node: u64, dir: u64, name: &[u8]) -> Result<Stat> {
+        let mut tree = self.inodes.write();
+        let place = self.new_place(&tree, dir, name)?;
+        self.log_before(&tree, node)?;
+        let from = tree.path(node);
+        sys::link(self.inodes.open_path(&tree, node)?, &place.fd, name)?;
+        self.made(&mut tree, &place, |path, stat| {
+            if !Kind::of(stat).is_recorded() {
+                return Ok(None);
+            }
+            Ok(Some(match from {
+                Some(from) => Change::Link { from, path },
+                // All names that it is known by are gone, and one that nobody asked for is left.
+                None => Change::Content {
+                    path,
+                    node: sys::node_id(&place.fd, name)?,
+                    extent: Extent::Whole,
+                    size: stat.size,
+                    linked: stat.nlink > 1,
+                },
+            }))
+        })
+    }
+
+    /// Where a symbolic link points to.
+    ///
+    /// # Errors
+    /// EINVAL: it is none.
+    pub fn readlink(&self, node: u64) -> Result<Vec<u8>> {
+        let link = self.inodes.open_path(&self.inodes.read(), node)?;
+        Ok(rustix::fs::readlinkat(link, c"", Vec::new())?.into_bytes())
+    }
+}
+
+fn owner(stat: &Stat) -> Owner {
+    Owner {
+        uid: stat.uid,
+        gid: stat.gid,
+    }
+}
+
+fn times(stat: &Stat) -> Times {
+    Times {
+        atime: stat.atime,
+        mtime: stat.mtime,
+    }
+}

@@ -1,0 +1,103 @@
+//! What is mounted where, from `/proc/self/mountinfo` (proc_pid_mountinfo(5)). Reading it never touches
+//! the file systems, so that a dead one does not hold it up.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+/// One mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountEntry {
+    /// Device number of the file system: `major:minor`.
+    pub device: String,
+    /// Where it is mounted.
+    pub mount_point: PathBuf,
+    /// What it is, with FUSE's subtype: `fuse.proxyfs`.
+    pub fs_type: String,
+}
+
+/// What is mounted at exactly this path, on top of all else that is mounted there.
+///
+/// # Errors
+/// /proc is not there.
+pub fn topmost(mount_point: &Path) -> io::Result<Option<MountEntry>> {
+    Ok(read()?
+        .into_iter()
+        .rfind(|entry| entry.mount_point == mount_point))
+}
+
+/// Whether the file system of this number is mounted anywhere.
+///
+/// # Errors
+/// /proc is not there.
+pub fn has_device(device: &str) -> io::Result<bool> {
+    Ok(read()?.iter().any(|entry| entry.device == device))
+}
+
+fn read() -> io::Result<Vec<MountEntry>> {
+    let text = std::fs::read("/proc/self/mountinfo")?;
+    Ok(text.split(|b| *b == b'\n').filter_map(parse).collect())
+}
+
+/// A line: `36 35 98:0 /root /mnt rw,noatime shared:1 - ext3 /dev/sda1 rw`. None for what is no such line.
+fn parse(line: &[u8]) -> Option<MountEntry> {
+    let mut fields = line.split(|b| *b == b' ');
+    let device = fields.nth(2)?;
+    let mount_point = fields.nth(1)?;
+    let fs_type = fields.skip_while(|field| *field != b"-").nth(1)?;
+    Some(MountEntry {
+        device: String::from_utf8_lossy(device).into_owned(),
+        mount_point: PathBuf::from(unescape(mount_point)),
+        fs_type: String::from_utf8_lossy(fs_type).into_owned(),
+    })
+}
+
+/// Blank, tab, newline and backslash are written as `\040`.
+fn unescape(field: &[u8]) -> OsString {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, behind)) = rest.split_first() {
+        let octal = behind.get(..3).filter(|_| *first == b'\\');
+        let byte = octal
+            .and_then(|digits| std::ffi::OsStr::from_bytes(digits).to_str())
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match byte {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &behind[3..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = behind;
+            }
+        }
+    }
+    OsString::from_vec(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_read_with_and_without_optional_fields() {
+        let line =
+            br"36 35 0:52 / /srv/my\040www rw,relatime shared:1 master:2 - fuse.proxyfs proxyfs rw";
+        let expected = MountEntry {
+            device: "0:52".into(),
+            mount_point: "/srv/my www".into(),
+            fs_type: "fuse.proxyfs".into(),
+        };
+        assert_eq!(parse(line), Some(expected));
+        let line = b"36 35 8:1 / / rw - ext4 /dev/sda1 rw";
+        assert_eq!(parse(line).unwrap().fs_type, "ext4");
+        assert_eq!(parse(b""), None);
+        assert_eq!(parse(b"36 35 8:1 / / rw"), None);
+    }
+
+    #[test]
+    fn only_octal_escapes_are_taken_for_such() {
+        assert_eq!(unescape(br"a\134b\04\x41"), *r"a\b\04\x41");
+    }
+}
