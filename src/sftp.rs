@@ -11,6 +11,7 @@ pub mod channel;
 pub mod connect_error;
 pub mod known_hosts;
 pub mod login;
+mod offers;
 pub mod session;
 mod tcp;
 pub mod wire;
