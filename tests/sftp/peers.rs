@@ -5,8 +5,8 @@ use crate::support::relay::{Port, Relay};
 use crate::support::sshd::Sshd;
 use proxyfs::sftp::session::{Abort, ConnectError, Target, connect};
 use proxyfs::sftp::{Attrs, OpenMode, Remote, Reply, Request, SessionError};
-use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -296,7 +296,7 @@ fn an_abort_ends_a_connect_at_once() {
 }
 
 /// A listener that takes no further connection: the kernel drops the SYNs.
-fn full_listener() -> (std::os::fd::OwnedFd, u16, Vec<std::net::TcpStream>) {
+fn full_listener() -> (std::os::fd::OwnedFd, u16, Vec<TcpStream>) {
     use rustix::net::{AddressFamily, SocketFlags, SocketType};
     let socket = rustix::net::socket_with(
         AddressFamily::INET,
@@ -310,7 +310,7 @@ fn full_listener() -> (std::os::fd::OwnedFd, u16, Vec<std::net::TcpStream>) {
     let name = rustix::net::getsockname(&socket).unwrap();
     let addr = SocketAddr::try_from(name).unwrap();
     let mut queue = Vec::new();
-    while let Ok(one) = std::net::TcpStream::connect_timeout(&addr, Duration::from_millis(300)) {
+    while let Ok(one) = TcpStream::connect_timeout(&addr, Duration::from_millis(300)) {
         queue.push(one);
     }
     (socket, addr.port(), queue)
@@ -481,4 +481,40 @@ fn fifty_reconnects_leave_no_descriptor_and_no_thread() {
         round();
     }
     assert_eq!(counts(), before);
+}
+
+/// The ground that other tests stand on.
+#[test]
+fn the_relay_delays_every_byte_and_loses_none() {
+    const RTT: Duration = Duration::from_millis(100);
+    let echo = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let relay = Relay::start(echo.local_addr().unwrap().port(), RTT);
+    let echoing = std::thread::spawn(move || {
+        let (peer, _) = echo.accept().unwrap();
+        std::io::copy(&mut &peer, &mut &peer).unwrap();
+    });
+    let mut near = TcpStream::connect((Ipv4Addr::LOCALHOST, relay.port())).unwrap();
+    for n in 0..5 {
+        let start = Instant::now();
+        near.write_all(&[n]).unwrap();
+        let mut back = [0];
+        near.read_exact(&mut back).unwrap();
+        assert_eq!(back, [n]);
+        assert!(start.elapsed() >= RTT);
+    }
+    let data: Vec<u8> = (0..20_000_000u32).map(|n| (n % 251) as u8).collect();
+    let mut back = Vec::new();
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            (&near).write_all(&data).unwrap();
+            near.shutdown(Shutdown::Write).unwrap();
+        });
+        (&near).read_to_end(&mut back).unwrap();
+    });
+    println!("20 MB there and back in {:?}", start.elapsed());
+    assert!(back == data);
+    let all = data.len() as u64 + 5;
+    assert_eq!((relay.bytes_up(), relay.bytes_down()), (all, all));
+    echoing.join().unwrap();
 }

@@ -5,6 +5,8 @@
 //!
 //! It stands alone, so that benchmarks can include it by path.
 
+#![allow(clippy::unwrap_used)]
+
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use std::collections::VecDeque;
@@ -270,7 +272,12 @@ impl Shared {
         let mut piece = vec![0; PIECE];
         loop {
             self.wait_while_held(line);
-            let len = from.read(&mut piece).unwrap_or(0);
+            // At a low rate in small pieces, so that it flows rather than drips.
+            let most = match self.rate.load(Ordering::SeqCst) {
+                0 => PIECE,
+                rate => ((rate / 50) as usize).clamp(512, PIECE),
+            };
+            let len = from.read(&mut piece[..most]).unwrap_or(0);
             self.wait_while_held(line);
             let mut state = line.state.lock().unwrap();
             while state.bytes > LINE_BYTES && !state.cut {

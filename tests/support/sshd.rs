@@ -4,6 +4,8 @@
 //!
 //! Needs its neighbour `relay` for the port (benchmarks include both by path).
 
+#![allow(clippy::unwrap_used)]
+
 use super::relay::Port;
 use proxyfs::sftp::session::{Login, Target};
 use std::fs::{self, File, Permissions};
