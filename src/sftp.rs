@@ -9,8 +9,11 @@
 mod base64;
 pub mod channel;
 pub mod connect_error;
+mod in_flight;
 pub mod known_hosts;
 pub mod login;
+mod malformed;
+mod offers;
 pub mod session;
 mod tcp;
 pub mod wire;

@@ -20,14 +20,17 @@ pub type HashedName<'a> = &'a dyn Fn(&str, &str) -> bool;
 /// A server's public host key.
 #[derive(Clone, PartialEq, Eq)]
 pub struct HostKey {
-    blob: Vec<u8>,
-    sha256: [u8; 32],
+    blob: Box<[u8]>,
+    sha256: Box<[u8; 32]>,
 }
 
 impl HostKey {
     /// `blob` is the key as it is on the wire (RFC 4253, section 6.6), `sha256` its hash.
     pub fn new(blob: Vec<u8>, sha256: [u8; 32]) -> HostKey {
-        HostKey { blob, sha256 }
+        HostKey {
+            blob: blob.into(),
+            sha256: Box::new(sha256),
+        }
     }
 
     /// The key as it is on the wire.
@@ -42,7 +45,7 @@ impl HostKey {
 
     /// As ssh-keygen shows it: `SHA256:` and the hash in base64.
     pub fn fingerprint(&self) -> String {
-        format!("SHA256:{}", base64::encode_bare(&self.sha256))
+        format!("SHA256:{}", base64::encode_bare(&*self.sha256))
     }
 
     /// The line for a known_hosts file, without line end.

@@ -22,6 +22,7 @@ pub use super::tcp::Abort;
 use super::channel::{Link, OpenError, SftpChannel};
 use super::known_hosts::{KnownHosts, Verdict};
 use super::login::KeyFile;
+use super::offers::Offers;
 use super::tcp::{dial, expect_ssh, hang_up, show_host};
 use super::{Features, Remote, Reply, Request, SessionError, Ticket};
 use ssh2::{ErrorCode, HashType, KnownHostFileKind, MethodType, Session};
@@ -31,6 +32,9 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// How long a server may take to tell its algorithms, once it could not agree on one.
+const OFFERS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Which server, and how to get in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -280,10 +284,18 @@ fn handshake(
     let left = deadline.saturating_duration_since(Instant::now());
     session.set_timeout(u32::try_from(left.as_millis()).unwrap_or(u32::MAX).max(1));
     session.handshake().map_err(|e| match e.code() {
-        ErrorCode::Session(code) if error::NO_AGREEMENT.contains(&code) => {
-            ConnectError::NoAgreement {
-                host: host.clone(),
-                why: e.message().to_string(),
+        _ if Instant::now() >= deadline => ConnectError::TimedOut {
+            host: host.clone(),
+            step: STEP,
+            after: target.connect_timeout,
+        },
+        ErrorCode::Session(code) if error::KEY_EXCHANGE.contains(&code) => {
+            match nothing_in_common(&session, &socket) {
+                Some(why) => ConnectError::NoAgreement {
+                    host: host.clone(),
+                    why,
+                },
+                None => fail(e),
             }
         }
         _ => fail(e),
@@ -305,6 +317,24 @@ fn handshake(
         host_key,
         deadline,
     })
+}
+
+/// For what the server has no algorithm in common with libssh2, if that is why they cannot agree.
+/// libssh2 has the same code for that and for a connection that breaks meanwhile, so the server is asked
+/// once more, on a connection of its own, for what it offers.
+fn nothing_in_common(session: &Session, socket: &TcpStream) -> Option<String> {
+    let offers = Offers::fetch(socket.peer_addr().ok()?, OFFERS_TIMEOUT)?;
+    let ours = |method| session.supported_algs(method).unwrap_or_default();
+    for (what, theirs, method) in [
+        ("way of key exchange", &offers.kex, MethodType::Kex),
+        ("type of host key", &offers.host_keys, MethodType::HostKey),
+        ("cipher", &offers.ciphers, MethodType::CryptCs),
+    ] {
+        if !ours(method).iter().any(|a| theirs.iter().any(|t| t == a)) {
+            return Some(format!("no common {what}, it offers {}", theirs.join(",")));
+        }
+    }
+    None
 }
 
 fn judge(target: &Target, known: &KnownHosts, key: &HostKey) -> Result<(), ConnectError> {
@@ -494,9 +524,8 @@ mod error {
     pub const LOST: [i32; 9] = [-7, -13, -43, -45, -2, -3, -4, -12, -14];
     /// AUTHENTICATION_FAILED, PUBLICKEY_UNVERIFIED.
     pub const REFUSED: [i32; 2] = [-18, -19];
-    /// KEX_FAILURE, KEY_EXCHANGE_FAILURE, HOSTKEY_INIT, HOSTKEY_SIGN, METHOD_NONE,
-    /// METHOD_NOT_SUPPORTED, ALGO_UNSUPPORTED.
-    pub const NO_AGREEMENT: [i32; 7] = [-5, -8, -10, -11, -17, -33, -51];
+    /// KEX_FAILURE, KEY_EXCHANGE_FAILURE: no common algorithm, or whatever else went wrong meanwhile.
+    pub const KEY_EXCHANGE: [i32; 2] = [-5, -8];
 }
 
 enum Class {
