@@ -34,6 +34,7 @@ pub use error::JournalError;
 pub use reader::{Backlog, Position, Reader, Row};
 use reader::{head_of, meta_of, position_of};
 use rusqlite::{Connection, ErrorCode, params};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -52,6 +53,9 @@ const WAL_LIMIT: u64 = 4 << 20;
 
 /// How many rows [`Journal::maintain`] removes while it holds the lock that appends need.
 const PRUNE_BATCH: i64 = 2000;
+
+/// How many batches [`Journal::maintain`] removes in one call.
+const PRUNE_BATCHES: u32 = 20;
 
 /// What the file system side needs of the log.
 pub trait Recorder: Send + Sync {
@@ -96,6 +100,8 @@ pub struct Journal {
     head: AtomicU64,
     wal: File,
     listeners: RwLock<Vec<(String, Listener)>>,
+    /// Mirrors whose changes are kept: those that are configured.
+    pins: Mutex<BTreeSet<String>>,
 }
 
 struct Writer {
@@ -145,6 +151,7 @@ impl Journal {
             head: AtomicU64::new(head),
             wal,
             listeners: RwLock::new(Vec::new()),
+            pins: Mutex::new(BTreeSet::new()),
         })
     }
 
@@ -221,12 +228,18 @@ impl Journal {
         self.sync()
     }
 
-    /// Where a mirror is. A mirror that the journal does not know is put at the head: what the source
-    /// held before is taken for copied, which `adopted` says to be true already (the source was empty).
+    fn pins(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where a mirror is. From here on its changes are kept for it. A mirror that the journal does not
+    /// know is put at the head: what the source held before is taken for copied, which `adopted` says to
+    /// be true already (the source was empty).
     ///
     /// # Errors
     /// SQLite's.
     pub fn add_mirror(&self, name: &str, adopted: bool) -> Result<Position, JournalError> {
+        self.pins().insert(name.to_string());
         let writer = self.writer();
         writer
             .db
@@ -240,6 +253,12 @@ impl Journal {
             .map_err(|why| self.sql(why))
     }
 
+    /// Changes are not kept any more for a mirror: it is gone from the configuration. Its position stays,
+    /// so that a mirror that comes back late is known to lack something ([`Position::lacks`]).
+    pub fn release_mirror(&self, name: &str) {
+        self.pins().remove(name);
+    }
+
     /// Where a mirror is that the journal knows.
     ///
     /// # Errors
@@ -248,31 +267,27 @@ impl Journal {
         position_of(&self.writer().db, name).map_err(|why| self.sql(why))
     }
 
-    /// Notes that a mirror holds what the source held when it was added.
+    /// Notes that a mirror holds what the source held when it was added, or what the log no longer has
+    /// for it: then it goes on at the head.
     ///
     /// # Errors
     /// SQLite's.
     pub fn adopt_mirror(&self, name: &str) -> Result<(), JournalError> {
-        self.writer()
-            .db
-            .execute("UPDATE mirror SET adopted = 1 WHERE name = ?1", [name])
-            .map(drop)
-            .map_err(|why| self.sql(why))
-    }
-
-    /// Forgets a mirror that is gone from the configuration.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn forget_mirror(&self, name: &str) -> Result<(), JournalError> {
-        let mut writer = self.writer();
-        let mut forget = || -> rusqlite::Result<()> {
-            let all = writer.db.transaction()?;
-            all.execute("DELETE FROM touched WHERE mirror = ?1", [name])?;
-            all.execute("DELETE FROM mirror WHERE name = ?1", [name])?;
-            all.commit()
+        let writer = self.writer();
+        let adopt = || -> rusqlite::Result<()> {
+            writer
+                .db
+                .execute("UPDATE mirror SET adopted = 1 WHERE name = ?1", [name])?;
+            if position_of(&writer.db, name)?.lacks > 0 {
+                writer.db.execute(
+                    "UPDATE mirror SET cursor = ?2, cursor_bytes = ?3, sent_upto = ?2
+                     WHERE name = ?1",
+                    params![name, writer.head as i64, writer.cum_bytes as i64],
+                )?;
+            }
+            Ok(())
         };
-        forget().map_err(|why| self.sql(why))
+        adopt().map_err(|why| self.sql(why))
     }
 
     /// Says that changes up to `sent_upto` are about to become visible on a mirror. When it returns
@@ -356,13 +371,17 @@ impl Journal {
         })
     }
 
-    /// Removes rows that every mirror has, and moves a long WAL into the database. For a thread of
-    /// its own, every now and then: appends wait for a batch of removals at most.
+    /// Removes rows that every mirror has, a bounded number, and moves a long WAL into the database. For
+    /// a thread of its own, every now and then: appends wait for a batch of removals at most.
     ///
     /// # Errors
     /// SQLite's.
     pub fn maintain(&self) -> Result<(), JournalError> {
-        while self.prune().map_err(|why| self.sql(why))? {}
+        for _ in 0..PRUNE_BATCHES {
+            if !self.prune().map_err(|why| self.sql(why))? {
+                break;
+            }
+        }
         if self.wal.metadata().is_ok_and(|m| m.len() > WAL_LIMIT) {
             self.checkpoint_wal().map_err(|why| self.sql(why))?;
         }
@@ -372,13 +391,16 @@ impl Journal {
     /// Removes one batch; says whether there may be more. The newest row stays: the next number
     /// comes from it.
     fn prune(&self) -> rusqlite::Result<bool> {
+        let pins = self.pins().clone();
         let writer = self.writer();
+        let mut everywhere = writer.head.saturating_sub(1);
+        for name in pins {
+            everywhere = everywhere.min(position_of(&writer.db, &name)?.cursor);
+        }
         let removed = writer.db.execute(
-            "DELETE FROM change WHERE seq IN (
-                 SELECT seq FROM change
-                 WHERE seq < ?1 AND seq <= (SELECT ifnull(min(cursor), ?1) FROM mirror)
-                 ORDER BY seq LIMIT ?2)",
-            params![writer.head as i64, PRUNE_BATCH],
+            "DELETE FROM change WHERE seq IN
+                 (SELECT seq FROM change WHERE seq <= ?1 ORDER BY seq LIMIT ?2)",
+            params![everywhere as i64, PRUNE_BATCH],
         )?;
         Ok(removed as i64 == PRUNE_BATCH)
     }

@@ -8,6 +8,7 @@ pub mod change;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod daemon;
 pub mod journal;
 pub mod local;
 pub mod logging;

@@ -122,6 +122,11 @@ impl Worker {
         self.notifier.tell(Notice::Stop);
     }
 
+    /// Whether its thread is at an end, though nobody told it to stop.
+    pub fn is_dead(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
     /// Waits until it has ended, `deadline` at the latest. A worker that is late is cut off, and then
     /// given up: the journal is right at any moment.
     pub fn join(mut self, deadline: Instant) {
@@ -274,7 +279,9 @@ impl Life {
         };
         let text = why.to_string();
         let state = match (class, why) {
-            (_, MirrorError::NeedsSync { .. }) => MirrorState::NeedsSync,
+            (_, MirrorError::NeedsSync { .. } | MirrorError::Lacks { .. }) => {
+                MirrorState::NeedsSync
+            }
             (Class::Mirror, _) => MirrorState::Stopped,
             (Class::Connection, _) => MirrorState::Retrying,
         };

@@ -7,6 +7,10 @@ use crate::change::{Change, RelPath, Seq};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row as SqlRow, params};
 use std::path::{Path, PathBuf};
 
+/// The columns of a [`Position`].
+const POSITION: &str = "name, cursor, sent_upto, paused, adopted, last_error,
+    ifnull((SELECT min(seq) FROM change), 1) - cursor - 1";
+
 /// One change with its place in the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
@@ -33,6 +37,8 @@ pub struct Position {
     pub paused: bool,
     /// Whether it has been seen to hold what the source held when the mirror was added.
     pub adopted: bool,
+    /// How many changes behind its cursor the log does not have any more.
+    pub lacks: u64,
     /// What went wrong last, if it still stands.
     pub last_error: Option<String>,
 }
@@ -152,9 +158,7 @@ impl Reader {
     /// SQLite's.
     pub fn mirrors(&self) -> Result<Vec<Position>, JournalError> {
         self.db
-            .prepare_cached(
-                "SELECT name, cursor, sent_upto, paused, adopted, last_error FROM mirror ORDER BY name",
-            )
+            .prepare_cached(&format!("SELECT {POSITION} FROM mirror ORDER BY name"))
             .and_then(|mut s| s.query_map([], position_row)?.collect())
             .map_err(|why| self.sql(why))
     }
@@ -221,14 +225,13 @@ fn position_row(r: &SqlRow<'_>) -> rusqlite::Result<Position> {
         paused: r.get(3)?,
         adopted: r.get(4)?,
         last_error: r.get(5)?,
+        lacks: r.get::<_, i64>(6)?.max(0) as u64,
     })
 }
 
 pub(super) fn position_of(db: &Connection, name: &str) -> rusqlite::Result<Position> {
-    db.prepare_cached(
-        "SELECT name, cursor, sent_upto, paused, adopted, last_error FROM mirror WHERE name = ?1",
-    )?
-    .query_row([name], position_row)
+    db.prepare_cached(&format!("SELECT {POSITION} FROM mirror WHERE name = ?1"))?
+        .query_row([name], position_row)
 }
 
 pub(super) fn meta_of(db: &Connection, key: &str) -> rusqlite::Result<Option<String>> {

@@ -130,7 +130,7 @@ fn rows_leave_when_every_mirror_has_them_and_never_before() {
 }
 
 #[test]
-fn a_new_mirror_starts_at_the_head_and_a_forgotten_one_is_new_again() {
+fn a_new_mirror_starts_at_the_head() {
     let (_dir, journal) = fresh();
     journal.record(&content("a", 7)).unwrap();
     assert_eq!(journal.add_mirror("m", true).unwrap().cursor, 1);
@@ -141,8 +141,28 @@ fn a_new_mirror_starts_at_the_head_and_a_forgotten_one_is_new_again() {
         "asking again moves nothing"
     );
     assert_eq!(journal.reader().unwrap().backlog("m").unwrap().bytes, 5);
-    journal.forget_mirror("m").unwrap();
-    assert_eq!(journal.add_mirror("m", true).unwrap().cursor, 2);
+}
+
+#[test]
+fn a_mirror_that_comes_back_after_its_changes_were_dropped_is_known_to_lack_them() {
+    let (_dir, journal) = fresh();
+    journal.add_mirror("m", true).unwrap();
+    (0..10).for_each(|_| drop(journal.record(&unlink("a")).unwrap()));
+    journal.maintain().unwrap();
+    assert_eq!(
+        journal.add_mirror("m", true).unwrap().lacks,
+        0,
+        "its changes are kept"
+    );
+    journal.release_mirror("m");
+    journal.maintain().unwrap();
+    assert_eq!(journal.add_mirror("m", true).unwrap().lacks, 9);
+    journal.adopt_mirror("m").unwrap();
+    let position = journal.mirror("m").unwrap();
+    assert_eq!(
+        (position.cursor, position.sent_upto, position.lacks),
+        (10, 10, 0)
+    );
 }
 
 #[test]

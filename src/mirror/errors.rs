@@ -28,8 +28,8 @@ pub enum MirrorError {
     },
     /// No key is named, and none of the usual ones exists.
     NoKey,
-    /// The server lacks what ProxyFS can't do without.
-    Lacks(&'static str),
+    /// The server can't do what ProxyFS needs.
+    Server(&'static str),
     /// The mirror's directory is not as it must be.
     Base {
         /// The directory.
@@ -41,6 +41,11 @@ pub enum MirrorError {
     NeedsSync {
         /// The directory.
         path: String,
+    },
+    /// The log does not have any more what the mirror lacks.
+    Lacks {
+        /// How many changes.
+        changes: u64,
     },
     /// The mirror refused a change.
     Refused {
@@ -101,9 +106,10 @@ impl MirrorError {
             MirrorError::Connect(_)
             | MirrorError::Passphrase { .. }
             | MirrorError::NoKey
-            | MirrorError::Lacks(_)
+            | MirrorError::Server(_)
             | MirrorError::Base { .. }
             | MirrorError::NeedsSync { .. }
+            | MirrorError::Lacks { .. }
             | MirrorError::Refused { .. } => Class::Mirror,
             MirrorError::Session(_) | MirrorError::Source { .. } | MirrorError::Journal(_) => {
                 Class::Connection
@@ -123,7 +129,7 @@ impl fmt::Display for MirrorError {
             MirrorError::NoKey => f.write_str(
                 "there is no key to log in with: make one (ssh-keygen -t ed25519) or name one with `key`",
             ),
-            MirrorError::Lacks(extension) => write!(
+            MirrorError::Server(extension) => write!(
                 f,
                 "the server does not offer {extension}: use OpenSSH's sftp-server or internal-sftp there"
             ),
@@ -149,6 +155,12 @@ impl fmt::Display for MirrorError {
                 f,
                 "the source held files when this mirror was added, and {path} there is empty: copy \
                  the source there (rsync -a), then run `proxyfs resume` for this mirror"
+            ),
+            MirrorError::Lacks { changes } => write!(
+                f,
+                "{changes} changes that this mirror lacks are not in the log any more (it was not \
+                 configured meanwhile): copy the source there (rsync -a --delete), then run `proxyfs \
+                 resume` for this mirror"
             ),
             MirrorError::Refused { seq, change, status } => {
                 write!(f, "change {seq} ({change}) was refused: {status}{}", advice(status))

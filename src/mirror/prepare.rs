@@ -22,12 +22,17 @@ pub(super) fn prepare<R: Remote>(
     position: &Position,
     preserve_owner: bool,
 ) -> Result<Rules, MirrorError> {
+    if position.lacks > 0 {
+        return Err(MirrorError::Lacks {
+            changes: position.lacks,
+        });
+    }
     let features = remote.features();
     if !features.posix_rename {
-        return Err(MirrorError::Lacks("posix-rename@openssh.com"));
+        return Err(MirrorError::Server("posix-rename@openssh.com"));
     }
     if !features.hardlink {
-        return Err(MirrorError::Lacks("hardlink@openssh.com"));
+        return Err(MirrorError::Server("hardlink@openssh.com"));
     }
     let rules = Rules {
         owner: preserve_owner,

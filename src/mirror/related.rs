@@ -82,7 +82,7 @@ mod tests {
             prop_assert_eq!(index.touches(&asked), left.iter().any(|p| p.is_related(&asked)));
             prop_assert_eq!(index.is_empty(), left.is_empty());
             let own = left.iter().filter(|p| **p == &asked).count() as u32;
-            let others = left.iter().any(|p| p.is_related(&asked) && ***p != asked);
+            let others = left.iter().any(|p| p.is_related(&asked) && **p != asked);
             prop_assert_eq!(index.touches_but(&asked, own), others);
         }
     }
