@@ -426,8 +426,7 @@ fn a_wake_up_ends_a_pump_and_a_timeout_does_too() {
             std::thread::sleep(Duration::from_millis(50));
             writer.write_all(b"x").unwrap();
         });
-        sftp.pump(PATIENCE * 2, Some(reader.as_fd()))
-            .unwrap();
+        sftp.pump(PATIENCE * 2, Some(reader.as_fd())).unwrap();
     });
     assert!(start.elapsed() < PATIENCE);
     let start = Instant::now();
