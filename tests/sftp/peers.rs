@@ -220,8 +220,8 @@ fn dropping_a_session_with_a_dead_peer_does_not_wait_for_it() {
     let sshd = Sshd::start();
     let relay = Relay::start(sshd.port(), ZERO);
     let mut target = via(&sshd, &relay);
-    target.io_timeout = Duration::from_secs(600);
-    target.connect_timeout = Duration::from_secs(600);
+    target.io_timeout = PATIENCE * 2;
+    target.connect_timeout = PATIENCE * 2;
     let mut sftp = session(&target);
     relay.hold();
     for _ in 0..1000 {
@@ -239,7 +239,7 @@ fn an_abort_ends_a_session_at_once() {
     let relay = Relay::start(sshd.port(), ZERO);
     let abort = Abort::new();
     let mut target = via(&sshd, &relay);
-    target.io_timeout = Duration::from_secs(600);
+    target.io_timeout = PATIENCE * 2;
     let mut sftp = connect(&target, &abort).unwrap();
     relay.hold();
     sftp.send(stat(&sshd));
@@ -247,7 +247,7 @@ fn an_abort_ends_a_session_at_once() {
     let other = abort.clone();
     let aborter = std::thread::spawn(move || other.abort());
     let start = Instant::now();
-    let e = sftp.pump(Duration::from_secs(300), None).unwrap_err();
+    let e = sftp.pump(PATIENCE * 2, None).unwrap_err();
     assert!(
         matches!(&e, SessionError::Lost(why) if why.contains("abort")),
         "{e}"
@@ -277,7 +277,7 @@ fn an_abort_ends_a_connect_at_once() {
     for port in [silent.number(), greeter_port, full_port] {
         let mut target = sshd.target();
         target.port = port;
-        target.connect_timeout = Duration::from_secs(600);
+        target.connect_timeout = PATIENCE * 2;
         let abort = Abort::new();
         let other = abort.clone();
         let start = Instant::now();
@@ -426,8 +426,7 @@ fn a_wake_up_ends_a_pump_and_a_timeout_does_too() {
             std::thread::sleep(Duration::from_millis(50));
             writer.write_all(b"x").unwrap();
         });
-        sftp.pump(Duration::from_secs(600), Some(reader.as_fd()))
-            .unwrap();
+        sftp.pump(PATIENCE * 2, Some(reader.as_fd())).unwrap();
     });
     assert!(start.elapsed() < PATIENCE);
     let start = Instant::now();
