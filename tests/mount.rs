@@ -1,4 +1,5 @@
 //! The mount: every operation once by a real kernel, and what is recorded of it.
+#![allow(clippy::unwrap_used)]
 
 use crate::support::mounts::{PATIENCE, TestMount, check_the_machine, wait_until};
 use proxyfs::change::{Change, Timestamp};
@@ -642,6 +643,9 @@ fn a_log_that_fails_makes_the_mount_read_only_until_all_is_recorded_in_order() {
     // The change has happened, and could not be recorded.
     assert_eq!(errno(fs::rename(m.path("a"), m.path("b"))), libc::EIO);
     assert!(m.source("b").exists());
+    wait_until("the kernel sees what has happened nevertheless", || {
+        m.path("b").exists() && !m.path("a").exists()
+    });
     // Nothing else happens.
     for refused in [
         fs::create_dir(m.path("e")),
@@ -1061,7 +1065,8 @@ fn locks_work_between_processes() {
     m.sh("flock -n a true");
     rustix::fs::fcntl_lock(&f, rustix::fs::FlockOperation::LockExclusive).unwrap();
     let try_it = "perl -MFcntl -e 'open(F, \"+<\", \"a\") or die; \
-                  fcntl(F, F_SETLK, pack(\"ssqql\", F_WRLCK, 0, 0, 0, 0)) or exit 3'";
+                  my $lock = pack(\"ssx4qql\", F_WRLCK, 0, 0, 0, 0); \
+                  fcntl(F, F_SETLK, $lock) or exit 3'";
     assert_eq!(m.sh_as(0, 0, try_it).status.code(), Some(3));
     drop(f);
     m.sh(try_it);

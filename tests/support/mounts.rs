@@ -2,6 +2,7 @@
 //!
 //! The mount is taken away when the value is dropped, also by a panic; processes that a test starts die
 //! with it (`setpriv --pdeathsig`).
+#![allow(clippy::unwrap_used)]
 
 use proxyfs::change::{Change, Extent, Seq};
 use proxyfs::journal::{RecordError, Recorder};
