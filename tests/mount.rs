@@ -805,6 +805,46 @@ fn a_write_by_an_ordinary_user_takes_set_id_bits_away_at_once() {
 }
 
 #[test]
+fn a_program_that_an_ordinary_user_wrote_to_does_not_run_as_its_owner() {
+    let m = TestMount::with(LocalOptions::default(), |source| {
+        fs::copy("/usr/bin/id", source.join("id")).unwrap();
+        chmod(source.join("id"), 0o4777);
+    });
+    let who = |script: &str| {
+        let output = m.sh_as(1234, 4321, script);
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(who("./id -u"), "0\n");
+    // No stat() in between that would make the kernel ask again.
+    assert_eq!(who("printf x >> id; exec ./id -u"), "1234\n");
+}
+
+#[test]
+fn a_time_that_no_file_system_can_hold_harms_nobody() {
+    let m = TestMount::new();
+    fs::write(m.path("a"), "x").unwrap();
+    let set = |tv_sec, tv_nsec| {
+        let time = rustix::fs::Timespec { tv_sec, tv_nsec };
+        let times = rustix::fs::Timestamps {
+            last_access: time,
+            last_modification: time,
+        };
+        rustix::fs::utimensat(CWD, m.path("a"), &times, AtFlags::empty())
+    };
+    for (seconds, nanoseconds) in [
+        (i64::MIN, 1),
+        (i64::MIN, 0),
+        (i64::MAX, 999_999_999),
+        (-1, 1),
+    ] {
+        for _ in 0..4 {
+            let _ = set(seconds, nanoseconds);
+        }
+    }
+    assert_eq!(fs::read(m.path("a")).unwrap(), b"x");
+}
+
+#[test]
 fn acls_and_extended_attributes_stay_here() {
     let m = TestMount::new();
     fs::write(m.path("a"), "x").unwrap();
