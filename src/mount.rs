@@ -378,7 +378,8 @@ pub fn clear_stale(mount_point: &Path) -> Result<bool, MountError> {
         if top.is_none_or(|top| top.fs_type != FS_TYPE) {
             return Ok(cleared);
         }
-        let dead = std::fs::symlink_metadata(&mount_point)
+        // The kernel may still know the attributes; an opendir() asks the daemon.
+        let dead = std::fs::read_dir(&mount_point)
             .is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN));
         if !dead {
             return Ok(cleared);

@@ -3,12 +3,12 @@
 //! How long the kernel may keep what it was told: [`TTL`]. All changes come through the mount, so the
 //! kernel knows of each, and nothing it keeps gets wrong by itself. Two things do change without it, and
 //! it is told: set-id bits that a write took away (they must not live on in its cache, an exec would
-//! honour them). A minute instead of for ever, so that an edit behind the mount, which is not supported,
+//! honour them), and changes that have happened and were answered with EIO, as they are not recorded yet. A minute instead of for ever, so that an edit behind the mount, which is not supported,
 //! shows nevertheless.
 
 use super::answers::{
-    TTL, caller, errno, file_attr, fopen_flags, kind, no_entry, reply_attr, reply_empty,
-    reply_entry, reply_xattr, set_time, with_buffer,
+    LocalResult, TTL, caller, errno, file_attr, fopen_flags, kind, no_entry, reply_attr,
+    reply_empty, reply_entry, reply_xattr, set_time, with_buffer,
 };
 use crate::local::{DirectoryEntry, Local, SetAttributes, Stat};
 use fuser::{
@@ -52,13 +52,40 @@ impl ProxyFs {
         ProxyFs { local, notifier }
     }
 
-    /// Tells the kernel that a mode has changed which it did not change itself.
-    fn forget_mode(&self, changed: bool, ino: INodeNo) {
+    /// A change that could not be recorded has happened, and the kernel was told that it failed: it
+    /// shall look again at what it believes to be at these names. By a thread of its own, since the
+    /// kernel waits for the directory's lock, which may be held by who waits for this thread.
+    fn look_again<T>(&self, done: &LocalResult<T>, names: &[(INodeNo, &OsStr)]) {
+        if !matches!(done, Err(rustix::io::Errno::IO)) {
+            return;
+        }
+        let Some(notifier) = self.notifier.get().cloned() else {
+            return;
+        };
+        let names: Vec<_> = names.iter().map(|n| (n.0, n.1.to_owned())).collect();
+        let thread = std::thread::Builder::new().name("fuse-notify".into());
+        let started = thread.spawn(move || {
+            for (dir, name) in names {
+                if let Err(e) = notifier.inval_entry(dir, &name) {
+                    log::debug!("the kernel did not look again at {name:?}: {e}");
+                }
+            }
+        });
+        if let Err(e) = started {
+            log::warn!("the kernel may show old names for {} s: {e}", TTL.as_secs());
+        }
+    }
+
+    /// Tells the kernel that attributes have changed without its knowing.
+    fn forget_attributes(&self, changed: bool, ino: INodeNo) {
         if changed
             && let Some(notifier) = self.notifier.get()
             && let Err(e) = notifier.inval_inode(ino, -1, 0)
         {
-            log::warn!("the kernel did not take the new mode of inode {ino}: {e}");
+            log::warn!(
+                "the kernel may show old attributes of inode {ino} for {} s: {e}",
+                TTL.as_secs()
+            );
         }
     }
 }
@@ -118,6 +145,7 @@ impl Filesystem for ProxyFs {
         let done = self
             .local
             .set_attributes(ino.0, handle, &set, caller(req, 0));
+        self.forget_attributes(done.is_err(), ino);
         reply_attr(reply, done);
     }
 
@@ -142,6 +170,7 @@ impl Filesystem for ProxyFs {
         let made = self
             .local
             .mknod(parent.0, name.as_bytes(), mode, rdev, caller);
+        self.look_again(&made, &[(parent, name)]);
         reply_entry(reply, made);
     }
 
@@ -156,15 +185,20 @@ impl Filesystem for ProxyFs {
     ) {
         let caller = caller(req, umask);
         let made = self.local.mkdir(parent.0, name.as_bytes(), mode, caller);
+        self.look_again(&made, &[(parent, name)]);
         reply_entry(reply, made);
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(reply, self.local.unlink(parent.0, name.as_bytes()));
+        let done = self.local.unlink(parent.0, name.as_bytes());
+        self.look_again(&done, &[(parent, name)]);
+        reply_empty(reply, done);
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(reply, self.local.rmdir(parent.0, name.as_bytes()));
+        let done = self.local.rmdir(parent.0, name.as_bytes());
+        self.look_again(&done, &[(parent, name)]);
+        reply_empty(reply, done);
     }
 
     fn symlink(
@@ -179,6 +213,7 @@ impl Filesystem for ProxyFs {
         let made = self
             .local
             .symlink(parent.0, link_name.as_bytes(), target, caller(req, 0));
+        self.look_again(&made, &[(parent, link_name)]);
         reply_entry(reply, made);
     }
 
@@ -199,6 +234,7 @@ impl Filesystem for ProxyFs {
             newname.as_bytes(),
             flags.bits(),
         );
+        self.look_again(&done, &[(parent, name), (newparent, newname)]);
         reply_empty(reply, done);
     }
 
@@ -210,16 +246,15 @@ impl Filesystem for ProxyFs {
         newname: &OsStr,
         reply: ReplyEntry,
     ) {
-        reply_entry(
-            reply,
-            self.local.link(ino.0, newparent.0, newname.as_bytes()),
-        );
+        let made = self.local.link(ino.0, newparent.0, newname.as_bytes());
+        self.look_again(&made, &[(newparent, newname)]);
+        reply_entry(reply, made);
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         match self.local.open_file(ino.0, flags.0, req.uid()) {
             Ok(opened) => {
-                self.forget_mode(opened.privileges_cleared, ino);
+                self.forget_attributes(opened.privileges_cleared, ino);
                 reply.opened(FileHandle(opened.handle), fopen_flags(&opened));
             }
             Err(e) => reply.error(errno(e)),
@@ -259,7 +294,7 @@ impl Filesystem for ProxyFs {
         let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         match self.local.write(fh.0, offset, data, kill, cached) {
             Ok(written) => {
-                self.forget_mode(written.privileges_cleared, ino);
+                self.forget_attributes(written.privileges_cleared, ino);
                 // No more than `data` is long, which the kernel counts in 32 bits.
                 reply.written(written.bytes as u32);
             }
@@ -454,7 +489,7 @@ impl Filesystem for ProxyFs {
         let done = self
             .local
             .fallocate(fh.0, offset, length, mode, req.uid())
-            .map(|cleared| self.forget_mode(cleared, ino));
+            .map(|cleared| self.forget_attributes(cleared, ino));
         reply_empty(reply, done);
     }
 
@@ -489,7 +524,7 @@ impl Filesystem for ProxyFs {
         let (from, to) = ((fh_in.0, offset_in), (fh_out.0, offset_out));
         match self.local.copy_range(from, to, len, req.uid()) {
             Ok(written) => {
-                self.forget_mode(written.privileges_cleared, ino_out);
+                self.forget_attributes(written.privileges_cleared, ino_out);
                 // No more than 1 GiB.
                 reply.written(written.bytes as u32);
             }
