@@ -10,11 +10,12 @@
 //! resume`.
 
 pub mod errors;
+mod ghosts;
 pub mod inbox;
 pub mod live;
 pub mod pipeline;
 pub mod plan;
-mod prepare;
+pub mod prepare;
 mod related;
 mod settle;
 pub mod source;

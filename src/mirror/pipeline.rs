@@ -18,6 +18,9 @@
 //!   One exception saves a round trip for the commonest pair, write-a-temporary-file and rename it: a
 //!   staged file on its way to exactly the rename's old name may be in flight. Both done twice, in
 //!   order, end the same.
+//! * *A row is replayed after a symlink was put in its way*: its chmod, or the removal of something below
+//!   it, would go through the link and out of the tree. So a symlink is sent only when everything
+//!   earlier on its path and below is noted as done.
 //! * *A request fails behind others that were sent with it.* Later rows on the same paths have seen a
 //!   state that is not theirs. So the pipeline drains, the failure is dealt with alone, and all that was
 //!   sent behind it is sent again, as uncertain rows.
@@ -25,6 +28,7 @@
 //!   before every reply of its staging is there.
 
 use super::errors::MirrorError;
+use super::ghosts::Ghosts;
 use super::inbox::{Inbox, Notice};
 use super::live::Live;
 use super::plan::{self, Place, Publish, Rules, Staging, Verdict};
@@ -39,6 +43,8 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 mod trouble;
+
+pub(super) use trouble::MARKS;
 
 /// Rows in memory at most.
 const WINDOW: usize = 2048;
@@ -116,11 +122,26 @@ struct Job {
     restaged: u32,
     /// Published from the stage though it has several names: its name is not there.
     anew: bool,
+    /// What it comes to on this mirror, where that is something else: see [`Ghosts`].
+    instead: Option<Change>,
+    /// Its content is gone, and nothing stands at its path.
+    absent: bool,
 }
 
 impl Job {
+    /// The change as it is carried out here.
+    fn change(&self) -> &Change {
+        self.instead.as_ref().unwrap_or(&self.row.change)
+    }
+
+    /// Whether looks are sent along with its requests.
+    fn looks(&self, uncertain: bool) -> bool {
+        uncertain || self.change().is_pivot() || matches!(self.stage, Stage::Gone)
+    }
+
     fn is_staged(&self) -> bool {
-        self.anew || plan::staging(&self.row.change) != Staging::None
+        let arrives = self.anew || plan::staging(&self.row.change) != Staging::None;
+        arrives && !matches!(self.stage, Stage::Gone)
     }
 }
 
@@ -163,6 +184,7 @@ pub struct Pipeline<'a, R: Remote> {
     /// The first row that is to be dealt with alone.
     trouble: Option<Seq>,
     settle: Settle,
+    ghosts: Ghosts,
     recorded_at: Instant,
 }
 
@@ -174,6 +196,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
     pub fn new(setup: Setup<'a>, remote: R) -> Result<Pipeline<'a, R>, MirrorError> {
         let position = setup.journal.mirror(setup.name)?;
         let touched = setup.reader.touched(setup.name)?;
+        let ghosts = Ghosts::new(setup.reader.ghosts(setup.name)?);
         let now = Instant::now();
         Ok(Pipeline {
             setup,
@@ -193,6 +216,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             barrier: false,
             trouble: None,
             settle: Settle::new(touched, now),
+            ghosts,
             recorded_at: now,
         })
     }
@@ -293,6 +317,8 @@ impl<'a, R: Remote> Pipeline<'a, R> {
                     step: Step::Waiting,
                     restaged: 0,
                     anew: false,
+                    instead: None,
+                    absent: false,
                 });
             }
         }
@@ -428,25 +454,14 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             let index = (seq - self.cursor - 1) as usize;
             let job = &self.window[index];
             match job.stage {
-                Stage::Ready => {}
-                Stage::Gone => {
-                    self.finish(seq);
-                    self.publish_next += 1;
-                    continue;
-                }
+                Stage::Ready | Stage::Gone => {}
                 Stage::Waiting | Stage::Uploading(_) | Stage::Symlink(..) => break,
             }
             if self.must_wait(&job.row.change) {
                 self.barrier = true;
                 break;
             }
-            let how = if job.anew {
-                let from = self.setup.place.stage(seq);
-                let to = self.setup.place.path(job.row.change.path());
-                Publish::Requests(vec![Request::PosixRename { from, to }])
-            } else {
-                plan::publish(&job.row.change, seq, &self.setup.place, self.setup.rules)
-            };
+            let how = self.how(index);
             if seq > self.announced {
                 self.announce()?;
             }
@@ -456,9 +471,12 @@ impl<'a, R: Remote> Pipeline<'a, R> {
                     self.publish_next += 1;
                 }
                 Publish::InPlace => {
+                    if self.publishing > 0 {
+                        break; // nothing earlier may still be under way
+                    }
                     self.start_in_place(seq)?;
                     if !matches!(self.window[index].stage, Stage::Gone) {
-                        break;
+                        break; // nothing later starts before it is through
                     }
                 }
                 Publish::Exchange => {
@@ -468,6 +486,28 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             }
         }
         Ok(())
+    }
+
+    /// How a row is published. Everything earlier on a pivot's paths is noted as done here, so that the
+    /// ghosts are those of its place in the log.
+    fn how(&mut self, index: usize) -> Publish {
+        let job = &mut self.window[index];
+        if job.row.change.is_pivot() {
+            match self.ghosts.effect(&job.row.change) {
+                None => return Publish::Requests(Vec::new()),
+                Some(effect) => job.instead = Some(effect).filter(|e| *e != job.row.change),
+            }
+        }
+        let (place, seq) = (&self.setup.place, job.row.seq);
+        if matches!(job.stage, Stage::Gone) {
+            // Nothing to be done, but what stands there has to be known.
+            return Publish::Requests(plan::looks(job.change(), place));
+        }
+        if job.anew {
+            let (from, to) = (place.stage(seq), place.path(job.row.change.path()));
+            return Publish::Requests(vec![Request::PosixRename { from, to }]);
+        }
+        plan::publish(job.change(), seq, place, self.setup.rules)
     }
 
     /// J3: what is about to become visible is on the disk first. Requests that wait to be written are
@@ -492,10 +532,13 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             Change::Link { .. } | Change::Exchange { .. } => {
                 change.paths().any(|p| self.in_flight.touches(p))
             }
+            // A row that is replayed must not go through a symlink that came after it.
+            Change::Symlink { path, .. } => {
+                self.in_flight.reaches_into(path) || self.pivots.touches(path)
+            }
             Change::Mkdir { .. }
             | Change::Rmdir { .. }
             | Change::Unlink { .. }
-            | Change::Symlink { .. }
             | Change::Content { .. }
             | Change::Attr { .. } => {
                 !self.pivots.is_empty() && change.paths().any(|p| self.pivots.touches(p))
@@ -506,13 +549,13 @@ impl<'a, R: Remote> Pipeline<'a, R> {
     fn send(&mut self, seq: Seq, mut requests: Vec<Request>) {
         let uncertain = seq <= self.uncertain;
         let index = (seq - self.cursor - 1) as usize;
-        let change = &self.window[index].row.change;
+        let job = &self.window[index];
         if requests.is_empty() {
             self.finish(seq);
             return;
         }
-        if uncertain || change.is_pivot() {
-            requests.extend(plan::looks(change, &self.setup.place));
+        if job.looks(uncertain) && !matches!(job.stage, Stage::Gone) {
+            requests.extend(plan::looks(job.change(), &self.setup.place));
         }
         self.note_in_flight(index);
         self.publishing += 1;
@@ -557,12 +600,8 @@ impl<'a, R: Remote> Pipeline<'a, R> {
         }
     }
 
-    /// A file with several names: nothing earlier may still be under way, and nothing later starts
-    /// before it is through.
+    /// Starts to write into a file with several names; finds that it is gone, perhaps.
     fn start_in_place(&mut self, seq: Seq) -> Result<(), MirrorError> {
-        if self.publishing > 0 {
-            return Ok(());
-        }
         let index = (seq - self.cursor - 1) as usize;
         if !matches!(self.window[index].step, Step::Waiting) {
             return Ok(());
@@ -688,18 +727,19 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             return;
         }
         let replies: Vec<Reply> = std::mem::take(replies).into_iter().flatten().collect();
-        let looks = if uncertain || job.row.change.is_pivot() {
-            job.row.change.paths().count()
+        let looks = if job.looks(uncertain) {
+            job.change().paths().count()
         } else {
             0
         };
         let (main, looks) = replies.split_at(replies.len() - looks);
         let verdict = match plan::seen(looks) {
             Ok(seen) => {
+                job.absent = matches!(job.stage, Stage::Gone) && seen == [None];
                 let seen = Some(seen).filter(|s| !s.is_empty());
-                plan::judge(&job.row.change, uncertain, main, seen.as_deref())
+                plan::judge(job.change(), uncertain, main, seen.as_deref())
             }
-            Err(_) => plan::judge(&job.row.change, uncertain, main, None),
+            Err(_) => plan::judge(job.change(), uncertain, main, None),
         };
         match verdict {
             Verdict::Done => job.step = Step::Done,
@@ -747,11 +787,13 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             self.cursor = job.row.seq;
             done = Some((job.row.seq, job.row.cum_bytes));
             self.forget_in_flight(&job);
+            self.ghosts.follow(&job.row.change, job.absent);
             if !matches!(job.stage, Stage::Gone) {
                 self.settle.touch_for(&job.row.change);
             }
         }
         let (touched, settled) = self.settle.news();
+        let (ghosts, laid) = self.ghosts.news();
         if done.is_none() && touched.is_empty() && settled.is_empty() {
             return Ok(());
         }
@@ -759,6 +801,8 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             cursor: done,
             touched,
             settled,
+            ghosts,
+            laid,
         };
         self.setup.journal.advance(self.setup.name, &progress)?;
         self.recorded_at = Instant::now();
@@ -776,10 +820,15 @@ impl<'a, R: Remote> Pipeline<'a, R> {
         if self.trouble.is_some() || self.settle.due_in(drained, now) != Some(Duration::ZERO) {
             return Ok(());
         }
-        let (source, place) = (self.setup.source, &self.setup.place);
+        let Setup {
+            source,
+            place,
+            rules,
+            ..
+        } = &self.setup;
         let requests = self
             .settle
-            .start(source, place, drained, now)
+            .start(source, place, *rules, drained, now)
             .map_err(|why| MirrorError::Source {
                 change: "the time of a directory".to_string(),
                 why,

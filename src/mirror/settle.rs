@@ -12,7 +12,7 @@
 //! A directory whose mode kept the mirror's user from writing into it is opened for that, and gets its
 //! mode back here. It is noted before it is opened.
 
-use super::plan::Place;
+use super::plan::{Place, Rules};
 use super::source::{Source, sftp_time};
 use crate::change::{Change, RelPath};
 use crate::sftp::{Attrs, Request};
@@ -167,6 +167,7 @@ impl Settle {
         &mut self,
         source: &Source,
         place: &Place,
+        rules: Rules,
         drained: bool,
         now: Instant,
     ) -> io::Result<Vec<Request>> {
@@ -193,9 +194,13 @@ impl Settle {
                         times,
                         ..Attrs::default()
                     };
-                    requests.push(Request::Setstat {
-                        path: place.path(&dir),
-                        attrs,
+                    let path = place.path(&dir);
+                    // Where the log is not through, a symlink may stand there for the moment.
+                    requests.push(match mode {
+                        Some(_) => Request::Setstat { path, attrs },
+                        None if rules.lsetstat => Request::Lsetstat { path, attrs },
+                        None if drained => Request::Setstat { path, attrs },
+                        None => continue,
                     });
                     taken.push((dir, number));
                 }
@@ -251,6 +256,11 @@ mod tests {
         RelPath::new(s.as_bytes()).unwrap()
     }
 
+    const RULES: Rules = Rules {
+        owner: false,
+        lsetstat: true,
+    };
+
     fn at_work() -> (tempfile::TempDir, Source, Settle) {
         let dir = tempfile::tempdir().unwrap();
         let source = Source::open_root(dir.path()).unwrap();
@@ -259,13 +269,17 @@ mod tests {
 
     fn pass(settle: &mut Settle, source: &Source, drained: bool) -> Vec<String> {
         let requests = settle
-            .start(source, &Place::new(b"/m"), drained, Instant::now())
+            .start(source, &Place::new(b"/m"), RULES, drained, Instant::now())
             .unwrap();
-        requests.iter().for_each(|_| drop(settle.take()));
+        for _ in &requests {
+            settle.take();
+        }
         requests
             .iter()
             .map(|r| match r {
-                Request::Setstat { path, .. } => String::from_utf8_lossy(path).into_owned(),
+                Request::Setstat { path, .. } | Request::Lsetstat { path, .. } => {
+                    String::from_utf8_lossy(path).into_owned()
+                }
                 other => panic!("{other:?}"),
             })
             .collect()
@@ -321,7 +335,7 @@ mod tests {
         let place = Place::new(b"/m");
         assert_eq!(
             settle
-                .start(&source, &place, true, Instant::now())
+                .start(&source, &place, RULES, true, Instant::now())
                 .unwrap()
                 .len(),
             1
