@@ -1,6 +1,7 @@
 //! A server that breaks where it is told to: the mirror side's [`Remote`] on a local directory, in OpenSSH's
 //! manner (one request after another, its status codes), which cuts the connection before a request,
 //! or after its effect and before its reply. Real servers do not break at a chosen request.
+#![allow(clippy::unwrap_used)]
 
 use proxyfs::sftp::{
     Attrs, Features, Handle, Name, OpenMode, Remote, Reply, Request, SessionError, Status, Ticket,
