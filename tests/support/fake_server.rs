@@ -39,12 +39,19 @@ pub struct FakeServer<'a> {
     batch: usize,
     /// Called when it has nothing to do.
     idle: Box<dyn FnMut() + 'a>,
+    /// Called before each request is carried out.
+    watch: Box<dyn FnMut(&Request) + 'a>,
     /// Every request that changed something, in order, for a failing test's message.
     pub trace: Vec<String>,
 }
 
 impl<'a> FakeServer<'a> {
-    pub fn new(cut: Option<Cut>, batch: usize, idle: impl FnMut() + 'a) -> FakeServer<'a> {
+    pub fn new(
+        cut: Option<Cut>,
+        batch: usize,
+        idle: impl FnMut() + 'a,
+        watch: impl FnMut(&Request) + 'a,
+    ) -> FakeServer<'a> {
         FakeServer {
             features: Features {
                 posix_rename: true,
@@ -67,11 +74,13 @@ impl<'a> FakeServer<'a> {
             cut,
             batch: batch.max(1),
             idle: Box::new(idle),
+            watch: Box::new(watch),
             trace: Vec::new(),
         }
     }
 
     fn execute(&mut self, request: Request) -> Reply {
+        (self.watch)(&request);
         let told = show(&request);
         let reply = self
             .carry_out(request)
