@@ -91,7 +91,7 @@ impl Live {
     pub(super) fn working(
         &self,
         drained: bool,
-        settled: Option<Seq>,
+        settled: Seq,
         sent: u64,
         current: impl FnOnce() -> Option<(String, (u64, u64))>,
     ) {
@@ -113,7 +113,7 @@ impl Live {
         } else {
             MirrorState::Syncing
         };
-        now.settled = settled.unwrap_or(now.settled);
+        now.settled = now.settled.max(settled);
         now.current = current().map(|(path, (size, done))| (path, size, done));
     }
 }

@@ -63,6 +63,8 @@ const PUBLISHING: usize = 1024;
 /// How often a file that changes while it is read is staged again. After that it is published as it
 /// is: its next content is in the log already, or about to be.
 const RESTAGE: u32 = 3;
+/// A mirror that was behind for so long is worth a line in the log when it no longer is.
+const WORTH_A_LINE: Duration = Duration::from_secs(60);
 /// How long a completed change may be unknown to the journal while others are under way.
 const RECORD_EVERY: Duration = Duration::from_millis(50);
 
@@ -188,6 +190,14 @@ pub struct Pipeline<'a, R: Remote> {
     settle: Settle,
     ghosts: Ghosts,
     recorded_at: Instant,
+    /// Everything up to here is done, directories' times included.
+    settled: Seq,
+    /// What that will be when the pass under way is over.
+    settling: Option<Seq>,
+    /// Since when, and at which change, the mirror has not had everything.
+    behind_since: Option<(Instant, Seq)>,
+    /// Whether it has had everything once in this session.
+    caught_up: bool,
 }
 
 impl<'a, R: Remote> Pipeline<'a, R> {
@@ -220,6 +230,10 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             settle: Settle::new(touched, now),
             ghosts,
             recorded_at: now,
+            settled: 0,
+            settling: None,
+            behind_since: None,
+            caught_up: false,
         })
     }
 
@@ -341,7 +355,9 @@ impl<'a, R: Remote> Pipeline<'a, R> {
                         self.setup.name
                     );
                 }
-                self.settle.take();
+                if self.settle.take() {
+                    self.settled = self.settling.take().unwrap_or(self.settled);
+                }
                 Ok(())
             }
             None => Ok(()), // the wire layer knows every ticket: this is an abandoned ask's
@@ -409,6 +425,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
         if self.trouble.is_some() || self.settle.due_in(drained, now) != Some(Duration::ZERO) {
             return Ok(());
         }
+        let fits = self.settle.fits_a_pass();
         let Setup {
             source,
             place,
@@ -422,6 +439,12 @@ impl<'a, R: Remote> Pipeline<'a, R> {
                 change: "the time of a directory".to_string(),
                 why,
             })?;
+        let all = fits.then_some(self.cursor);
+        if requests.is_empty() {
+            self.settled = all.unwrap_or(self.settled);
+        } else {
+            self.settling = all;
+        }
         for request in requests {
             let ticket = self.remote.send(request);
             self.tickets.insert(ticket, Purpose::Settle);
@@ -433,12 +456,23 @@ impl<'a, R: Remote> Pipeline<'a, R> {
     }
 
     fn show(&mut self) {
+        if self.settle.is_clear() {
+            self.settled = self.cursor;
+        }
         let drained = self.is_drained() && self.settle.is_clear();
-        let settled = if self.settle.is_clear() {
-            Some(self.cursor)
-        } else {
-            None
-        };
+        match (drained, self.behind_since) {
+            (false, None) => self.behind_since = Some((Instant::now(), self.cursor)),
+            (true, Some((since, cursor))) => {
+                let changes = self.cursor - cursor;
+                if !self.caught_up || since.elapsed() >= WORTH_A_LINE {
+                    log::info!("mirror {}: caught up, {changes} changes", self.setup.name);
+                }
+                self.caught_up = true;
+                self.behind_since = None;
+            }
+            (true, None) => self.caught_up = true,
+            (false, Some(_)) => {}
+        }
         let current = || {
             let seq = *self.uploading.first()?;
             let job = self.window.get((seq - self.cursor - 1) as usize)?;
@@ -449,6 +483,6 @@ impl<'a, R: Remote> Pipeline<'a, R> {
         };
         self.setup
             .live
-            .working(drained, settled, self.remote.traffic().0, current);
+            .working(drained, self.settled, self.remote.traffic().0, current);
     }
 }

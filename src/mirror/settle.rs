@@ -148,6 +148,11 @@ impl Settle {
         !self.fresh.is_empty() || !self.settled.is_empty()
     }
 
+    /// Whether one pass reaches all that is touched.
+    pub fn fits_a_pass(&self) -> bool {
+        self.touched.len() <= PASS
+    }
+
     /// When the next pass is due; none while one is under way, or nothing is touched.
     pub fn due_in(&self, drained: bool, now: Instant) -> Option<Duration> {
         if self.pass.is_some() || self.touched.is_empty() {
