@@ -113,6 +113,8 @@ impl Worker {
     pub fn resume(&self) -> Result<(), JournalError> {
         self.journal.set_paused(&self.config.name, false)?;
         self.journal.adopt_mirror(&self.config.name)?;
+        // Before the answer: `wait` may be asked next, and what was wrong is not known to be so any more.
+        self.live.trying();
         self.notifier.tell(Notice::Resume);
         Ok(())
     }
@@ -212,6 +214,8 @@ impl Life {
                     }
                     Notice::Resume => {
                         self.paused = false;
+                        // Again: an attempt that ended after the notice was sent may have said otherwise.
+                        self.live.trying();
                         return true;
                     }
                     Notice::Changes => {} // they wait in the journal

@@ -13,5 +13,6 @@ mod mirror_errors;
 mod mount;
 mod order;
 mod random_user;
+mod readme;
 mod replay;
 mod sftp;

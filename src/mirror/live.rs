@@ -75,6 +75,16 @@ impl Live {
         now.bytes_per_second = 0;
     }
 
+    /// The worker is about to try: nothing is known to be wrong.
+    pub fn trying(&self) {
+        let now = &mut self.inner().now;
+        if !matches!(now.state, MirrorState::Synced | MirrorState::Syncing) {
+            now.state = MirrorState::Syncing;
+            now.last_error = None;
+            now.retry_at = None;
+        }
+    }
+
     /// A session is up.
     pub fn connected(&self, unsupported: Vec<String>) {
         let mut inner = self.inner();
