@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::support::fake_server::{Cut, FakeServer};
+use super::support::random::{Random, seeds};
 use super::support::tree;
 use proxyfs::change::{Change, Extent, NodeId, Owner, RelPath, Times, Timestamp};
 use proxyfs::journal::{Journal, Reader, Recorder};
@@ -30,25 +31,6 @@ const LENGTHS: [usize; 5] = [0, 5, 100, 33_000, 70_000];
 /// Seeds that have found something: 169 a chmod through what a ghost should have replaced, 207 a link done
 /// twice, 838 a directory that had become a symlink.
 const KEPT: [u64; 3] = [169, 207, 838];
-
-/// splitmix64 (Vigna): small, and every seed gives another sequence.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-}
 
 /// A source whose changes are recorded as the file system side records them.
 struct History {
@@ -378,13 +360,5 @@ fn play(seed: u64) {
 
 #[test]
 fn a_connection_cut_anywhere_leaves_the_mirror_like_the_source() {
-    let given = std::env::var("PROXYFS_SEED")
-        .ok()
-        .map(|s| s.parse().unwrap());
-    let count = std::env::var("PROXYFS_SEEDS")
-        .ok()
-        .map_or(160, |s| s.parse().unwrap());
-    let seeds = given.map_or(0..count, |seed| seed..seed + 1);
-    seeds.for_each(play);
-    KEPT.into_iter().filter(|_| given.is_none()).for_each(play);
+    seeds(160, &KEPT).into_iter().for_each(play);
 }
