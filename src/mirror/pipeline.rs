@@ -672,7 +672,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
                 job.step = Step::Done;
                 self.publish_next = seq + 1;
             }
-            Outcome::Refused(status) => self.to_trouble(seq, Verdict::Failed(status)),
+            Outcome::Refused(status) => self.note_trouble(seq, Verdict::Failed(status)),
         }
     }
 
@@ -703,12 +703,12 @@ impl<'a, R: Remote> Pipeline<'a, R> {
         };
         match verdict {
             Verdict::Done => job.step = Step::Done,
-            other => self.to_trouble(seq, other),
+            other => self.note_trouble(seq, other),
         }
         self.publishing -= 1;
     }
 
-    fn to_trouble(&mut self, seq: Seq, verdict: Verdict) {
+    fn note_trouble(&mut self, seq: Seq, verdict: Verdict) {
         if let Some(job) = self.job(seq) {
             job.step = Step::Trouble(verdict);
         }

@@ -261,7 +261,9 @@ mod tests {
         let requests = settle
             .start(source, &Place::new(b"/m"), drained, Instant::now())
             .unwrap();
-        requests.iter().for_each(|_| drop(settle.take()));
+        for _ in &requests {
+            settle.take();
+        }
         requests
             .iter()
             .map(|r| match r {

@@ -1,5 +1,6 @@
 //! The real daemon: the program itself, with an INI file of its own, a source, a state directory and any
 //! mirrors. Stopped and unmounted when dropped, also when a test fails.
+#![allow(clippy::unwrap_used)]
 
 use super::sshd::{Sshd, die_with_us};
 use std::fmt::Write;
