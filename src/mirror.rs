@@ -10,11 +10,12 @@
 //! resume`.
 
 pub mod errors;
+mod ghosts;
 pub mod inbox;
 pub mod live;
 pub mod pipeline;
 pub mod plan;
-mod prepare;
+pub mod prepare;
 mod related;
 mod settle;
 pub mod source;
@@ -63,7 +64,10 @@ impl Worker {
     ) -> Result<Worker, MirrorError> {
         let empty = source.is_empty().map_err(source_error)?;
         let position = journal.add_mirror(&config.name, empty)?;
-        let live = Arc::new(Live::new(position.cursor, position.last_error));
+        // What is done is all there, unless a directory's time is still to be set.
+        let settled = journal.reader()?.touched(&config.name)?.is_empty();
+        let settled = if settled { position.cursor } else { 0 };
+        let live = Arc::new(Live::new(settled, position.last_error));
         let (notifier, inbox) = inbox().map_err(source_error)?;
         let abort = Abort::new();
         let life = Life {

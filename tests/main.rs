@@ -8,6 +8,7 @@ mod support;
 mod architecture;
 mod commands;
 mod config;
+mod cuts;
 mod mirror_errors;
 mod mount;
 mod order;

@@ -71,7 +71,8 @@ fn a_restart_goes_on_with_the_next_number_and_each_mirrors_position() {
     let progress = Progress {
         cursor: Some((3, 30)),
         touched: vec![path("d"), RelPath::root()],
-        settled: Vec::new(),
+        ghosts: vec![path("g")],
+        ..Progress::default()
     };
     journal.advance("m", &progress).unwrap();
     journal.set_paused("m", true).unwrap();
@@ -88,14 +89,17 @@ fn a_restart_goes_on_with_the_next_number_and_each_mirrors_position() {
     assert_eq!(journal.record(&unlink("a")), Ok(6));
     let reader = journal.reader().unwrap();
     assert_eq!(reader.touched("m").unwrap(), [RelPath::root(), path("d")]);
+    assert_eq!(reader.ghosts("m").unwrap(), [path("g")]);
     let backlog = reader.backlog("m").unwrap();
     assert_eq!((backlog.ops, backlog.bytes), (3, 20));
     let settled = Progress {
         settled: vec![path("d")],
+        laid: vec![path("g")],
         ..Progress::default()
     };
     journal.advance("m", &settled).unwrap();
     assert_eq!(reader.touched("m").unwrap(), [RelPath::root()]);
+    assert_eq!(reader.ghosts("m").unwrap(), []);
 }
 
 #[test]

@@ -101,7 +101,7 @@ impl Live {
     pub(super) fn working(
         &self,
         drained: bool,
-        settled: Option<Seq>,
+        settled: Seq,
         sent: u64,
         current: impl FnOnce() -> Option<(String, (u64, u64))>,
     ) {
@@ -123,7 +123,7 @@ impl Live {
         } else {
             MirrorState::Syncing
         };
-        now.settled = settled.unwrap_or(now.settled);
+        now.settled = now.settled.max(settled);
         now.current = current().map(|(path, (size, done))| (path, size, done));
     }
 }

@@ -12,7 +12,7 @@
 //! A directory whose mode kept the mirror's user from writing into it is opened for that, and gets its
 //! mode back here. It is noted before it is opened.
 
-use super::plan::Place;
+use super::plan::{Place, Rules};
 use super::source::{Source, sftp_time};
 use crate::change::{Change, RelPath};
 use crate::sftp::{Attrs, Request};
@@ -148,6 +148,11 @@ impl Settle {
         !self.fresh.is_empty() || !self.settled.is_empty()
     }
 
+    /// Whether one pass reaches all that is touched.
+    pub fn fits_a_pass(&self) -> bool {
+        self.touched.len() <= PASS
+    }
+
     /// When the next pass is due; none while one is under way, or nothing is touched.
     pub fn due_in(&self, drained: bool, now: Instant) -> Option<Duration> {
         if self.pass.is_some() || self.touched.is_empty() {
@@ -167,6 +172,7 @@ impl Settle {
         &mut self,
         source: &Source,
         place: &Place,
+        rules: Rules,
         drained: bool,
         now: Instant,
     ) -> io::Result<Vec<Request>> {
@@ -193,9 +199,13 @@ impl Settle {
                         times,
                         ..Attrs::default()
                     };
-                    requests.push(Request::Setstat {
-                        path: place.path(&dir),
-                        attrs,
+                    let path = place.path(&dir);
+                    // Where the log is not through, a symlink may stand there for the moment.
+                    requests.push(match mode {
+                        Some(_) => Request::Setstat { path, attrs },
+                        None if rules.lsetstat => Request::Lsetstat { path, attrs },
+                        None if drained => Request::Setstat { path, attrs },
+                        None => continue,
                     });
                     taken.push((dir, number));
                 }
@@ -251,6 +261,11 @@ mod tests {
         RelPath::new(s.as_bytes()).unwrap()
     }
 
+    const RULES: Rules = Rules {
+        owner: false,
+        lsetstat: true,
+    };
+
     fn at_work() -> (tempfile::TempDir, Source, Settle) {
         let dir = tempfile::tempdir().unwrap();
         let source = Source::open_root(dir.path()).unwrap();
@@ -259,7 +274,7 @@ mod tests {
 
     fn pass(settle: &mut Settle, source: &Source, drained: bool) -> Vec<String> {
         let requests = settle
-            .start(source, &Place::new(b"/m"), drained, Instant::now())
+            .start(source, &Place::new(b"/m"), RULES, drained, Instant::now())
             .unwrap();
         for _ in &requests {
             settle.take();
@@ -267,7 +282,9 @@ mod tests {
         requests
             .iter()
             .map(|r| match r {
-                Request::Setstat { path, .. } => String::from_utf8_lossy(path).into_owned(),
+                Request::Setstat { path, .. } | Request::Lsetstat { path, .. } => {
+                    String::from_utf8_lossy(path).into_owned()
+                }
                 other => panic!("{other:?}"),
             })
             .collect()
@@ -323,7 +340,7 @@ mod tests {
         let place = Place::new(b"/m");
         assert_eq!(
             settle
-                .start(&source, &place, true, Instant::now())
+                .start(&source, &place, RULES, true, Instant::now())
                 .unwrap()
                 .len(),
             1

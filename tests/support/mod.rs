@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod daemon;
+pub mod fake_server;
 pub mod mounts;
 pub mod relay;
 pub mod sshd;

@@ -13,6 +13,9 @@ const OWNER_ALL: u32 = 0o700;
 /// Bit that it needs on a file to write into it.
 const OWNER_WRITE: u32 = 0o200;
 
+/// What may be in the mark of an exchange: see [`Pipeline::exchange`].
+pub(in crate::mirror) const MARKS: [&str; 2] = ["a", "half"];
+
 impl<R: Remote> Pipeline<'_, R> {
     /// Deals with the first row in trouble. The pipeline goes on behind it.
     pub(super) fn deal_with_trouble(&mut self) -> Result<(), MirrorError> {
@@ -23,7 +26,7 @@ impl<R: Remote> Pipeline<'_, R> {
         let Some(job) = self.job(seq) else {
             return Ok(());
         };
-        let change = job.row.change.clone();
+        let change = job.change().clone();
         let in_place = matches!(change, Change::Content { linked: true, .. }) && !job.anew;
         let refused = |status| MirrorError::refused(seq, &change, status);
         match std::mem::replace(&mut job.step, Step::Waiting) {
@@ -192,11 +195,10 @@ impl<R: Remote> Pipeline<'_, R> {
     }
 
     /// Swaps two entries, for which SFTP has no request: a -> mark/a, b -> a, mark/a -> b. The mark, a
-    /// directory of its own, tells after a cut how far it was.
-    ///
-    /// No mark: not begun. `mark/a` without `mark/half`: the first step is done, and the second if b is
-    /// gone. `mark/half` is made between the second and the third step; with it and without `mark/a` all
-    /// three are done. The mark goes after the exchange is noted as done.
+    /// directory of its own, tells after a cut how far it was. No mark, or an empty one: nothing has been
+    /// moved. With `a` in it and without `half` the first step is done, and the second if b is gone. `half` is
+    /// made between the second and the third; with it and without `a` all is done. The mark goes after
+    /// the exchange is noted as done.
     fn exchange(&mut self, seq: Seq, change: &Change) -> Result<(), MirrorError> {
         let Change::Exchange { a, b } = change else {
             return Ok(());
@@ -204,50 +206,21 @@ impl<R: Remote> Pipeline<'_, R> {
         self.record()?;
         let place = &self.setup.place;
         let (a, b, mark) = (place.path(a), place.path(b), place.exchange(seq));
-        let (aside, half) = ([&mark[..], b"/a"].concat(), [&mark[..], b"/half"].concat());
-        let private = Attrs {
-            mode: Some(0o700),
-            ..Attrs::default()
-        };
+        let [aside, half] = MARKS.map(|name| [&mark[..], b"/", name.as_bytes()].concat());
         if self.attributes_of(&mark)?.is_none() {
-            self.must(
-                seq,
-                change,
-                Request::Mkdir {
-                    path: mark.clone(),
-                    attrs: private,
-                },
-            )?;
+            self.make_mark(seq, change, &mark)?;
         }
         if self.attributes_of(&half)?.is_none() {
             if self.attributes_of(&aside)?.is_none() {
-                let step = Request::PosixRename {
-                    from: a.clone(),
-                    to: aside.clone(),
-                };
-                self.must(seq, change, step)?;
+                self.move_entry(seq, change, &a, &aside)?;
             }
             if self.attributes_of(&b)?.is_some() {
-                self.must(
-                    seq,
-                    change,
-                    Request::PosixRename {
-                        from: b.clone(),
-                        to: a,
-                    },
-                )?;
+                self.move_entry(seq, change, &b, &a)?;
             }
-            self.must(
-                seq,
-                change,
-                Request::Mkdir {
-                    path: half.clone(),
-                    attrs: private,
-                },
-            )?;
+            self.make_mark(seq, change, &half)?;
         }
         if self.attributes_of(&aside)?.is_some() {
-            self.must(seq, change, Request::PosixRename { from: aside, to: b })?;
+            self.move_entry(seq, change, &aside, &b)?;
         }
         self.finish(seq);
         self.publish_next = seq + 1;
@@ -255,6 +228,32 @@ impl<R: Remote> Pipeline<'_, R> {
         self.ask(Request::Rmdir { path: half })?;
         self.ask(Request::Rmdir { path: mark })?;
         Ok(())
+    }
+
+    fn make_mark(&mut self, seq: Seq, change: &Change, path: &[u8]) -> Result<(), MirrorError> {
+        let attrs = Attrs {
+            mode: Some(0o700),
+            ..Attrs::default()
+        };
+        self.must(
+            seq,
+            change,
+            Request::Mkdir {
+                path: path.to_vec(),
+                attrs,
+            },
+        )
+    }
+
+    fn move_entry(
+        &mut self,
+        seq: Seq,
+        change: &Change,
+        from: &[u8],
+        to: &[u8],
+    ) -> Result<(), MirrorError> {
+        let (from, to) = (from.to_vec(), to.to_vec());
+        self.must(seq, change, Request::PosixRename { from, to })
     }
 
     /// What stands at a path; none if nothing does, or it can't be told.
