@@ -4,11 +4,14 @@
 
 use super::support::daemon::Daemon;
 use super::support::sshd::Sshd;
+use super::support::tree::assert_same;
 use clap::{CommandFactory, Parser};
 use proxyfs::cli::Arguments;
 use proxyfs::config::{Absent, Config, Overrides, SETTINGS};
 use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
+use std::process::Command;
 
 fn read(name: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
@@ -195,6 +198,92 @@ fn every_section_and_file_that_the_readme_links_to_is_there() {
     }
 }
 
+/// The account of step 3: a chroot that belongs to root, `internal-sftp` and nothing else.
+#[test]
+fn the_account_of_the_readme_is_a_mirror() {
+    let readme = read("README.md");
+    let block = blocks(&readme, "")
+        .into_iter()
+        .find_map(|b| b.strip_prefix("Match User mirror\n").map(str::to_string))
+        .unwrap();
+    // sshd wants every directory above a chroot to be root's: /tmp is everybody's.
+    let outer = tempfile::tempdir_in("/run").unwrap();
+    fs::set_permissions(outer.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let mut builder = Sshd::builder().ordinary_user();
+    for line in block.lines() {
+        builder = builder.line(&line.replace("/srv/mirror", outer.path().to_str().unwrap()));
+    }
+    let sshd = builder.start();
+    let mirror = outer.path().join("www");
+    let owner = fs::metadata(sshd.base()).unwrap();
+    fs::create_dir(&mirror).unwrap();
+    chown(&mirror, Some(owner.uid()), Some(owner.gid())).unwrap();
+
+    let mut daemon = Daemon::new();
+    daemon.add_mirror("web2", &sshd);
+    let base = format!("path = {}\n", sshd.base().display());
+    *daemon.ini_mut() = daemon.ini_mut().replace(&base, "path = /www\n");
+    daemon.write_ini();
+    daemon.start();
+    let www = daemon.source();
+    fs::create_dir(www.join("img")).unwrap();
+    fs::write(www.join("img/a.jpg"), vec![7; 100_000]).unwrap();
+    fs::hard_link(www.join("img/a.jpg"), www.join("b.jpg")).unwrap();
+    fs::rename(www.join("img"), www.join("images")).unwrap();
+    daemon.wait();
+    assert_same(&www, &mirror);
+    assert_eq!(
+        fs::metadata(mirror.join("b.jpg")).unwrap().uid(),
+        owner.uid()
+    );
+    daemon.stop();
+}
+
+/// The command of the README that begins like this, with the directories of a test; what it prints.
+fn rsync(beginning: &str, www: &Path, mirror: &Path) -> String {
+    let all = blocks(&read("README.md"), "sh").concat();
+    let line = all.lines().find(|l| l.starts_with(beginning)).unwrap();
+    let line = line
+        .replace(
+            "root@web2.example.com:/srv/mirror/www",
+            mirror.to_str().unwrap(),
+        )
+        .replace("/srv/www", www.to_str().unwrap())
+        .replace("=mirror:mirror", "=0:0");
+    let mut words = line.split_whitespace();
+    let output = Command::new(words.next().unwrap())
+        .args(words)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{line}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn what_the_readme_says_compares_and_repairs_a_mirror() {
+    let sshd = Sshd::start();
+    let mut daemon = Daemon::new();
+    daemon.add_mirror("m", &sshd);
+    daemon.start();
+    let (www, mirror) = (daemon.source(), sshd.base());
+    fs::create_dir(www.join("d")).unwrap();
+    fs::write(www.join("d/one"), "one").unwrap();
+    fs::hard_link(www.join("d/one"), www.join("uno")).unwrap();
+    symlink("d/one", www.join("link")).unwrap();
+    daemon.wait();
+    assert_eq!(rsync("rsync -rlptHn", &www, &mirror), "");
+    fs::remove_file(mirror.join("d/one")).unwrap();
+    fs::write(mirror.join("stranger"), "").unwrap();
+    let told = rsync("rsync -rlptHn", &www, &mirror);
+    assert!(told.contains("stranger") && told.contains("one"), "{told}");
+    rsync("rsync -aH --delete --checksum", &www, &mirror);
+    assert_eq!(rsync("rsync -rlptHn", &www, &mirror), "");
+    fs::rename(www.join("d"), www.join("e")).unwrap();
+    daemon.wait();
+    assert_same(&www, &mirror);
+    daemon.stop();
+}
+
 #[test]
 fn a_mirror_that_was_just_resumed_can_be_waited_for() {
     let sshd = Sshd::start();
@@ -232,5 +321,22 @@ fn a_mirror_that_needs_a_sync_is_not_said_to_have_everything() {
     fs::write(sshd.base().join("old"), "from before").unwrap();
     daemon.ok(&["resume", "m"]);
     daemon.wait();
+    daemon.stop();
+}
+
+#[test]
+fn a_copy_made_by_hand_is_taken_over() {
+    let sshd = Sshd::start();
+    let mut daemon = Daemon::new();
+    for place in [daemon.source(), sshd.base()] {
+        fs::write(place.join("old"), "from before").unwrap();
+    }
+    daemon.add_mirror("m", &sshd);
+    daemon.start();
+    fs::rename(daemon.source().join("old"), daemon.source().join("new")).unwrap();
+    daemon.wait();
+    let there = fs::read_to_string(sshd.base().join("new")).unwrap();
+    assert_eq!(there, "from before");
+    assert!(!sshd.base().join("old").exists());
     daemon.stop();
 }
