@@ -49,6 +49,23 @@ fn add(daemon: &mut Daemon, name: &str, sshd: &Sshd, changes: &[(&str, &str)]) {
     daemon.write_ini();
 }
 
+/// A known_hosts file that knows the server at whatever port.
+fn known_anywhere(sshd: &Sshd) -> String {
+    let line = fs::read_to_string(sshd.known_hosts_path()).unwrap();
+    let path = sshd.file("known_anywhere");
+    fs::write(&path, format!("* {}", line.split_once(' ').unwrap().1)).unwrap();
+    path.display().to_string()
+}
+
+#[track_caller]
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// So long that nothing is tried again by itself while a test lasts.
 const NEVER: [(&str, &str); 2] = [("backoff_min", "1h"), ("backoff_max", "1h")];
 
@@ -114,10 +131,10 @@ fn waiting_is_vain(daemon: &Daemon, name: &str, words: &str) {
 fn everything_arrives(daemon: &Daemon, sshd: &Sshd, names: &[&str]) {
     daemon.wait();
     for name in names {
-        assert_same(&daemon.source(), &base(sshd, name));
-        let mirror = daemon.mirror(name);
-        assert_eq!(mirror["state"], "synced", "{mirror:#}");
+        // With nothing to be sent, it may not be connected by now.
+        let mirror = daemon.wait_for_mirror(name, |m| m["state"] == "synced");
         assert!(mirror["last_error"].is_null(), "{mirror:#}");
+        assert_same(&daemon.source(), &base(sshd, name));
     }
 }
 
@@ -154,9 +171,11 @@ fn a_host_key_that_is_not_to_be_trusted_stops_its_mirror_until_it_is() {
         &daemon,
         "unknown",
         "stopped",
-        &format!("is unknown and shows the ssh-ed25519 key SHA256:",),
+        "is unknown and shows the ssh-ed25519 key SHA256:",
     );
-    told(&daemon, "unknown", "stopped", right.trim_end());
+    // The line that makes it known.
+    let line = format!("\"{host} {}\"", public_of(&sshd.file("host_ed25519")));
+    told(&daemon, "unknown", "stopped", &line);
     told(&daemon, "changed", "stopped", &at("changed", 1));
     told(
         &daemon,
@@ -223,10 +242,7 @@ fn a_host_that_cannot_be_reached_is_tried_until_it_can() {
     let sshd = Sshd::start();
     let relay = Relay::start(sshd.port(), Duration::ZERO);
     relay.refuse(true);
-    let known = sshd.file("known_any");
-    let line = fs::read_to_string(sshd.known_hosts_path()).unwrap();
-    fs::write(&known, format!("* {}", line.split_once(' ').unwrap().1)).unwrap();
-    let known = known.display().to_string();
+    let known = known_anywhere(&sshd);
     let mut daemon = Daemon::new();
     add(&mut daemon, "good", &sshd, &[]);
     let port = relay.port().to_string();
@@ -408,7 +424,8 @@ fn a_server_that_goes_away_is_said_to_have_closed_the_connection() {
     let mut daemon = Daemon::new();
     add(&mut daemon, "m", &sshd, &[]);
     daemon.start();
-    daemon.wait();
+    fs::write(daemon.source().join("first"), "all is well").unwrap();
+    everything_arrives(&daemon, &sshd, &["m"]);
     sshd.stop();
     daemon.wait_for_mirror("m", |m| m["state"] == "retrying");
     fs::write(daemon.source().join("file"), "meanwhile").unwrap();
@@ -614,11 +631,7 @@ fn a_mirror_that_comes_back_after_its_changes_left_the_log_needs_a_sync() {
             .unwrap()
             .lacks
     };
-    let deadline = Instant::now() + PATIENCE;
-    while lacks() == 0 {
-        assert!(Instant::now() < deadline, "the log is not tidied up");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait_until("the log is tidied up", || lacks() > 0);
     *daemon.ini_mut() = with;
     daemon.write_ini();
     assert_eq!(daemon.ok(&["reload"]), "mirror m added\n");
@@ -673,10 +686,7 @@ fn a_mirror_that_comes_back_before_its_changes_left_the_log_gets_them() {
 fn a_line_that_falls_silent_is_noticed_and_what_it_held_up_arrives() {
     let sshd = Sshd::start();
     let relay = Relay::start(sshd.port(), Duration::ZERO);
-    let known = sshd.file("known_any");
-    let line = fs::read_to_string(sshd.known_hosts_path()).unwrap();
-    fs::write(&known, format!("* {}", line.split_once(' ').unwrap().1)).unwrap();
-    let known = known.display().to_string();
+    let known = known_anywhere(&sshd);
     let port = relay.port().to_string();
     let mut daemon = Daemon::new();
     add(&mut daemon, "good", &sshd, &[]);
@@ -688,7 +698,8 @@ fn a_line_that_falls_silent_is_noticed_and_what_it_held_up_arrives() {
     ];
     add(&mut daemon, "m", &sshd, &changes);
     daemon.start();
-    daemon.wait();
+    fs::write(daemon.source().join("first"), "all is well").unwrap();
+    everything_arrives(&daemon, &sshd, &["m"]);
     relay.hold();
     nobody_else_is_disturbed(&daemon, &sshd);
     daemon.wait_for_mirror("m", |m| m["state"] == "retrying");
@@ -706,32 +717,26 @@ fn a_line_that_falls_silent_is_noticed_and_what_it_held_up_arrives() {
 #[test]
 fn a_daemon_ends_in_time_though_a_line_is_silent() {
     let sshd = Sshd::start();
-    let relay = Relay::start(sshd.port(), Duration::ZERO);
-    let known = sshd.file("known_any");
-    let line = fs::read_to_string(sshd.known_hosts_path()).unwrap();
-    fs::write(&known, format!("* {}", line.split_once(' ').unwrap().1)).unwrap();
-    let known = known.display().to_string();
-    let port = relay.port().to_string();
+    let known = known_anywhere(&sshd);
     let mut daemon = Daemon::new();
-    let changes = [
-        ("port", port.as_str()),
-        ("known_hosts", &known),
-        ("io_timeout", "10m"),
-        ("connect_timeout", "10m"),
-    ];
-    // One is silent in the middle of its work, one from the beginning.
-    add(&mut daemon, "m", &sshd, &changes);
+    // One falls silent in the middle of its work, one is so from the beginning.
+    let relays = ["m", "late"].map(|name| {
+        let relay = Relay::start(sshd.port(), Duration::ZERO);
+        let port = relay.port().to_string();
+        let changes = [
+            ("port", port.as_str()),
+            ("known_hosts", &known),
+            ("io_timeout", "10m"),
+            ("connect_timeout", "10m"),
+        ];
+        add(&mut daemon, name, &sshd, &changes);
+        relay
+    });
+    relays[1].hold();
     daemon.start();
-    daemon.wait();
-    relay.hold();
-    add(&mut daemon, "late", &sshd, &changes);
-    daemon.ok(&["reload"]);
-    let connections = relay.connections();
-    let deadline = Instant::now() + PATIENCE;
-    while relay.connections() == connections {
-        assert!(Instant::now() < deadline, "the new mirror does not connect");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    daemon.wait_for_mirror("m", |m| m["state"] == "synced");
+    wait_until("the other one connects", || relays[1].connections() > 0);
+    relays[0].hold();
     for n in 0..100 {
         fs::write(daemon.source().join(n.to_string()), vec![0; 10_000]).unwrap();
     }
@@ -743,7 +748,7 @@ fn a_daemon_ends_in_time_though_a_line_is_silent() {
         "{:?}",
         asked.elapsed()
     );
-    relay.resume();
+    relays.iter().for_each(Relay::resume);
     daemon.start();
     everything_arrives(&daemon, &sshd, &["m", "late"]);
     daemon.stop();

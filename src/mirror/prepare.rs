@@ -45,8 +45,8 @@ pub fn prepare<R: Remote>(
         what,
     };
 
-    match ask(remote, Request::Stat { path: place.base() })? {
-        Reply::Attrs(attrs) if is_dir(&attrs) => {}
+    let before = match ask(remote, Request::Stat { path: place.base() })? {
+        Reply::Attrs(attrs) if is_dir(&attrs) => attrs,
         Reply::Status(status) if status.code == code::NO_SUCH_FILE => {
             return Err(base(BaseTrouble::Missing));
         }
@@ -54,7 +54,7 @@ pub fn prepare<R: Remote>(
         Reply::Ok | Reply::Handle(_) | Reply::Data(_) | Reply::Names(_) | Reply::Attrs(_) => {
             return Err(base(BaseTrouble::NotADirectory));
         }
-    }
+    };
     if !position.adopted && list(remote, place.base())?.is_some_and(|names| names.is_empty()) {
         return Err(MirrorError::NeedsSync { path });
     }
@@ -75,6 +75,15 @@ pub fn prepare<R: Remote>(
             if !matches!(there, Reply::Attrs(attrs) if is_dir(&attrs)) {
                 return Err(base(BaseTrouble::NotWritable(refused)));
             }
+        } else if dir == place.private_dir() {
+            // A copy that was just made by other means has the right time, and nothing else will set it. Where
+            // the directory is not the user's it stays as it is.
+            let attrs = Attrs {
+                times: before.times,
+                ..Attrs::default()
+            };
+            let path = place.base();
+            ask(remote, Request::Setstat { path, attrs })?;
         }
     }
     clear_stage(remote, place, position)?;

@@ -164,7 +164,8 @@ impl Settle {
         Some(EVERY.saturating_sub(now.duration_since(self.last)))
     }
 
-    /// Starts a pass and gives its requests. `drained` says that the mirror has every change in the log.
+    /// Starts a pass and gives its requests, what is deepest first: a directory that gets its mode back may
+    /// keep the mirror's user out of those in it. `drained` says that the mirror has every change in the log.
     ///
     /// # Errors
     /// The source can't be looked at.
@@ -183,6 +184,7 @@ impl Settle {
             .touched
             .iter()
             .map(|(p, n)| (p.clone(), *n))
+            .rev()
             .take(PASS)
             .collect();
         for (dir, number) in touched {
@@ -297,9 +299,9 @@ mod tests {
         settle.touch_for(&Change::Unlink { path: path("d/a") });
         settle.touch_for(&Change::Unlink { path: path("b") });
         assert_eq!(settle.news(), (vec![path("d"), RelPath::root()], vec![]));
-        assert_eq!(pass(&mut settle, &source, true), ["/m", "/m/d"]);
+        assert_eq!(pass(&mut settle, &source, true), ["/m/d", "/m"]);
         assert!(settle.is_clear());
-        assert_eq!(settle.news(), (vec![], vec![RelPath::root(), path("d")]));
+        assert_eq!(settle.news(), (vec![], vec![path("d"), RelPath::root()]));
     }
 
     #[test]
@@ -317,7 +319,7 @@ mod tests {
         });
         assert_eq!(
             pass(&mut settle, &source, true),
-            ["/m", "/m/new", "/m/new/x"]
+            ["/m/new/x", "/m/new", "/m"]
         );
     }
 
