@@ -16,7 +16,7 @@ use super::plan::{Place, Rules};
 use super::source::{Source, sftp_time};
 use crate::change::{Change, RelPath};
 use crate::sftp::{Attrs, Request};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -37,9 +37,19 @@ pub(super) struct Settle {
     settled: Vec<RelPath>,
     /// Opened for writing; with the mode to give back where the source does not know better.
     opened: HashMap<RelPath, u32>,
-    /// The pass under way: directories, and how many replies are missing.
-    pass: Option<(Vec<(RelPath, u64)>, usize)>,
+    /// The pass under way: what each of its requests is for, and how many replies are missing.
+    pass: Option<(Vec<Asked>, usize)>,
+    /// Directories that could not be reached in the last pass.
+    denied_before: BTreeSet<RelPath>,
     last: Instant,
+}
+
+/// What a request of a pass is for.
+struct Asked {
+    dir: RelPath,
+    /// Its number when it was asked; none: only its mode was given back.
+    number: Option<u64>,
+    denied: bool,
 }
 
 impl Settle {
@@ -52,6 +62,7 @@ impl Settle {
             settled: Vec::new(),
             opened: HashMap::new(),
             pass: None,
+            denied_before: BTreeSet::new(),
             last: now,
         }
     }
@@ -178,13 +189,10 @@ impl Settle {
     ) -> io::Result<Vec<Request>> {
         self.last = now;
         let mut requests = Vec::new();
-        let mut taken = Vec::new();
-        let touched: Vec<(RelPath, u64)> = self
-            .touched
-            .iter()
-            .map(|(p, n)| (p.clone(), *n))
-            .take(PASS)
-            .collect();
+        let mut asked = Vec::new();
+        // What lies deeper comes first: a directory that is shut again hides what is in it.
+        let touched = self.touched.iter().rev().take(PASS);
+        let touched: Vec<(RelPath, u64)> = touched.map(|(p, n)| (p.clone(), *n)).collect();
         for (dir, number) in touched {
             let opened = self.opened.get(&dir).copied();
             match source.directory(&dir)? {
@@ -207,7 +215,12 @@ impl Settle {
                         None if drained => Request::Setstat { path, attrs },
                         None => continue,
                     });
-                    taken.push((dir, number));
+                    let number = Some(number);
+                    asked.push(Asked {
+                        dir,
+                        number,
+                        denied: false,
+                    });
                 }
                 None => {
                     if let Some(mode) = opened {
@@ -220,6 +233,12 @@ impl Settle {
                             attrs,
                         });
                         self.opened.remove(&dir);
+                        let dir = dir.clone();
+                        asked.push(Asked {
+                            dir,
+                            number: None,
+                            denied: false,
+                        });
                     }
                     if drained {
                         self.touched.remove(&dir);
@@ -228,28 +247,47 @@ impl Settle {
                 }
             }
         }
-        self.pass = Some((taken, requests.len())).filter(|_| !requests.is_empty());
+        self.pass = Some((asked, requests.len())).filter(|_| !requests.is_empty());
         Ok(requests)
     }
 
-    /// Takes a reply of the pass. (One that failed is not tried again: a time is not worth a stopped
-    /// mirror, and the next change in the directory sets it.) Says whether the pass is over.
-    pub fn take(&mut self) -> bool {
-        let Some((_, missing)) = &mut self.pass else {
-            return false;
-        };
+    /// Takes the reply to request number `index` of the pass. When the pass is over, gives the directories
+    /// that could not be reached; they stay touched. (What failed otherwise, or is denied a second time,
+    /// is not tried again: a time is not worth a stopped mirror, and the next change sets it.)
+    pub fn take(&mut self, index: usize, denied: bool) -> Option<Vec<RelPath>> {
+        let (asked, missing) = self.pass.as_mut()?;
+        asked[index].denied = denied;
         *missing -= 1;
         if *missing > 0 {
-            return false;
+            return None;
         }
-        for (dir, number) in self.pass.take().map(|p| p.0).unwrap_or_default() {
+        let asked = self.pass.take().map(|p| p.0).unwrap_or_default();
+        let before = std::mem::take(&mut self.denied_before);
+        let mut denied = Vec::new();
+        for Asked {
+            dir,
+            number,
+            denied: is_denied,
+        } in asked
+        {
+            if is_denied && number.is_some() && !before.contains(&dir) {
+                denied.push(dir);
+                continue;
+            }
             self.opened.remove(&dir);
-            if self.touched.get(&dir) == Some(&number) {
-                self.touched.remove(&dir);
-                self.settled.push(dir);
+            if number.is_some_and(|n| self.touched.get(&dir) == Some(&n)) {
+                self.give_up(&dir);
             }
         }
-        true
+        self.denied_before = denied.iter().cloned().collect();
+        Some(denied)
+    }
+
+    /// A directory need not be set any more.
+    pub fn give_up(&mut self, dir: &RelPath) {
+        if self.touched.remove(dir).is_some() {
+            self.settled.push(dir.clone());
+        }
     }
 }
 
@@ -276,8 +314,8 @@ mod tests {
         let requests = settle
             .start(source, &Place::new(b"/m"), RULES, drained, Instant::now())
             .unwrap();
-        for _ in &requests {
-            settle.take();
+        for i in 0..requests.len() {
+            settle.take(i, false);
         }
         requests
             .iter()
@@ -297,9 +335,9 @@ mod tests {
         settle.touch_for(&Change::Unlink { path: path("d/a") });
         settle.touch_for(&Change::Unlink { path: path("b") });
         assert_eq!(settle.news(), (vec![path("d"), RelPath::root()], vec![]));
-        assert_eq!(pass(&mut settle, &source, true), ["/m", "/m/d"]);
+        assert_eq!(pass(&mut settle, &source, true), ["/m/d", "/m"]);
         assert!(settle.is_clear());
-        assert_eq!(settle.news(), (vec![], vec![RelPath::root(), path("d")]));
+        assert_eq!(settle.news(), (vec![], vec![path("d"), RelPath::root()]));
     }
 
     #[test]
@@ -317,7 +355,7 @@ mod tests {
         });
         assert_eq!(
             pass(&mut settle, &source, true),
-            ["/m", "/m/new", "/m/new/x"]
+            ["/m/new/x", "/m/new", "/m"]
         );
     }
 
@@ -346,9 +384,24 @@ mod tests {
             1
         );
         settle.touch_for(&Change::Unlink { path: path("b") });
-        assert!(settle.take());
+        assert_eq!(settle.take(0, false), Some(vec![]));
         assert!(!settle.is_clear());
         assert_eq!(pass(&mut settle, &source, true), ["/m"]);
+        assert!(settle.is_clear());
+    }
+
+    #[test]
+    fn what_could_not_be_reached_is_tried_once_more_and_then_given_up() {
+        let (_dir, source, mut settle) = at_work();
+        settle.touch_for(&Change::Unlink { path: path("a") });
+        for denied in [vec![RelPath::root()], vec![]] {
+            assert!(!settle.is_clear());
+            let place = Place::new(b"/m");
+            settle
+                .start(&source, &place, RULES, true, Instant::now())
+                .unwrap();
+            assert_eq!(settle.take(0, true), Some(denied));
+        }
         assert!(settle.is_clear());
     }
 }
