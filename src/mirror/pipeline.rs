@@ -126,6 +126,8 @@ struct Job {
     restaged: u32,
     /// Published from the stage though it has several names: its name is not there.
     anew: bool,
+    /// How often it was denied though no directory was shut: it may have been sent before one was opened.
+    denied: u32,
     /// What it comes to on this mirror, where that is something else: see [`Ghosts`].
     instead: Option<Change>,
     /// Its content is gone, and nothing stands at its path.
@@ -340,6 +342,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
                     stage,
                     step: Step::Waiting,
                     restaged: 0,
+                    denied: 0,
                     anew: false,
                     instead: None,
                     absent: false,

@@ -10,6 +10,9 @@ use crate::sftp::Attrs;
 /// Bits that the mirror's user needs on a directory to work in it.
 const OWNER_ALL: u32 = 0o700;
 
+/// So often a change has to be denied, with nothing shut, to be refused.
+const DENIALS: u32 = 3;
+
 /// Bit that it needs on a file to write into it.
 const OWNER_WRITE: u32 = 0o200;
 
@@ -57,7 +60,7 @@ impl<R: Remote> Pipeline<'_, R> {
                 self.in_place_refused(seq, &change, status)?;
             }
             Step::Trouble(Verdict::Failed(status)) => {
-                if status.code != code::PERMISSION_DENIED || !self.open_directories(&change)? {
+                if status.code != code::PERMISSION_DENIED || !self.may_help_to_open(seq, &change)? {
                     return Err(refused(status));
                 }
                 self.rewind(seq);
@@ -127,6 +130,18 @@ impl<R: Remote> Pipeline<'_, R> {
         self.publishing = 0;
     }
 
+    /// A change was denied: opens what is shut, and says whether to try again.
+    fn may_help_to_open(&mut self, seq: Seq, change: &Change) -> Result<bool, MirrorError> {
+        if self.open_directories(change)? {
+            return Ok(true);
+        }
+        let Some(job) = self.job(seq) else {
+            return Ok(false);
+        };
+        job.denied += 1;
+        Ok(job.denied < DENIALS)
+    }
+
     /// Gives the mirror's user the right to work in the directories of a change, where a mode that came
     /// from the source keeps it out; [`Settle`] gives the modes back. Says whether anything changed.
     fn open_directories(&mut self, change: &Change) -> Result<bool, MirrorError> {
@@ -193,7 +208,7 @@ impl<R: Remote> Pipeline<'_, R> {
         }
         if status.code == code::PERMISSION_DENIED {
             let path = self.setup.place.path(change.path());
-            let mut opened = self.open_directories(change)?;
+            let mut opened = self.may_help_to_open(seq, change)?;
             if let Some(Attrs {
                 mode: Some(mode), ..
             }) = self.attributes_of(seq, change, &path)?
