@@ -375,7 +375,9 @@ impl<'a, R: Remote> Pipeline<'a, R> {
                     );
                 }
                 let denied = status.is_some_and(|s| s.code == code::PERMISSION_DENIED);
-                if let Some(denied) = self.settle.take(index, denied) {
+                let head = self.setup.journal.head();
+                if let Some(denied) = self.settle.take(index, denied, head) {
+                    self.settle.reached(self.cursor);
                     if denied.is_empty() {
                         self.settled = self.settling.unwrap_or(self.settled);
                     }
@@ -429,6 +431,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
                 self.settle.touch_for(&job.row.change);
             }
         }
+        self.settle.reached(self.cursor);
         let (touched, settled) = self.settle.news();
         let (ghosts, laid) = self.ghosts.news();
         if done.is_none() && touched.is_empty() && settled.is_empty() {
