@@ -128,6 +128,8 @@ struct Job {
     restaged: u32,
     /// Published from the stage though it has several names: its name is not there.
     anew: bool,
+    /// How often it was denied though no directory was shut: it may have been sent before one was opened.
+    denied: u32,
     /// What it comes to on this mirror, where that is something else: see [`Ghosts`].
     instead: Option<Change>,
     /// Its content is gone, and nothing stands at its path.
@@ -156,7 +158,7 @@ impl Job {
 enum Purpose {
     Stage(Seq),
     Publish(Seq, usize),
-    Settle,
+    Settle(usize),
 }
 
 /// One session's work: see the module's text.
@@ -192,6 +194,8 @@ pub struct Pipeline<'a, R: Remote> {
     /// The first row that is to be dealt with alone.
     trouble: Option<Seq>,
     settle: Settle,
+    /// Directories whose time could not be set, since one above them is shut.
+    shut_out: Vec<RelPath>,
     ghosts: Ghosts,
     recorded_at: Instant,
     /// Everything up to here is done, directories' times included.
@@ -233,6 +237,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             barrier: false,
             trouble: None,
             settle: Settle::new(touched, now),
+            shut_out: Vec::new(),
             ghosts,
             recorded_at: now,
             settled: 0,
@@ -265,7 +270,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
                     Notice::Changes | Notice::Resume => {}
                 }
             }
-            if self.trouble.is_none() {
+            if !self.is_halted() {
                 self.load()?;
                 self.start_uploads()?;
                 self.feed_uploads()?;
@@ -305,9 +310,14 @@ impl<'a, R: Remote> Pipeline<'a, R> {
         Ok(())
     }
 
+    /// Whether something is to be dealt with alone, once nothing is in flight.
+    fn is_halted(&self) -> bool {
+        self.trouble.is_some() || !self.shut_out.is_empty()
+    }
+
     /// Whether rows are in the log that could be loaded now.
     fn cursor_has_news(&self) -> bool {
-        self.trouble.is_none()
+        !self.is_halted()
             && self.window.len() + LOAD <= WINDOW
             && self.last_loaded() < self.setup.journal.head()
     }
@@ -337,6 +347,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
                     stage,
                     step: Step::Waiting,
                     restaged: 0,
+                    denied: 0,
                     anew: false,
                     instead: None,
                     absent: false,
@@ -353,19 +364,34 @@ impl<'a, R: Remote> Pipeline<'a, R> {
                 self.take_published(seq, i, reply);
                 Ok(())
             }
-            Some(Purpose::Settle) => {
-                if let Reply::Status(status) = &reply {
+            Some(Purpose::Settle(index)) => {
+                let status = match reply {
+                    Reply::Status(status) => Some(status),
+                    Reply::Ok
+                    | Reply::Handle(_)
+                    | Reply::Data(_)
+                    | Reply::Names(_)
+                    | Reply::Attrs(_) => None,
+                };
+                if let Some(status) = &status {
+                    let name = self.setup.name;
                     log::debug!(
-                        "{}: a directory's time was not set: {status}",
-                        self.setup.name
+                        "mirror {name}: a directory's time was not set ({index}): {status}"
                     );
                 }
-                if self.settle.take() {
-                    self.settled = self.settling.take().unwrap_or(self.settled);
+                let denied = status.is_some_and(|s| s.code == code::PERMISSION_DENIED);
+                let head = self.setup.journal.head();
+                if let Some(denied) = self.settle.take(index, denied, head) {
+                    self.settle.reached(self.cursor);
+                    if denied.is_empty() {
+                        self.settled = self.settling.unwrap_or(self.settled);
+                    }
+                    self.settling = None;
+                    self.shut_out = denied;
                 }
                 Ok(())
             }
-            None => Ok(()), // the wire layer knows every ticket: this is an abandoned ask's
+            None => Ok(()), // a removal of which nothing is to be learned
         }
     }
 
@@ -399,11 +425,18 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             self.cursor = job.row.seq;
             done = Some((job.row.seq, job.row.cum_bytes));
             self.forget_in_flight(&job);
+            log::debug!(
+                "mirror {}: {} {} is done",
+                self.setup.name,
+                self.cursor,
+                job.row.change
+            );
             self.ghosts.follow(&job.row.change, job.absent);
             if !matches!(job.stage, Stage::Gone) {
                 self.settle.touch_for(&job.row.change);
             }
         }
+        self.settle.reached(self.cursor);
         let (touched, settled) = self.settle.news();
         let (ghosts, laid) = self.ghosts.news();
         if done.is_none() && touched.is_empty() && settled.is_empty() {
@@ -427,7 +460,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
 
     fn start_settling(&mut self) -> Result<(), MirrorError> {
         let (now, drained) = (Instant::now(), self.is_drained());
-        if self.trouble.is_some() || self.settle.due_in(drained, now) != Some(Duration::ZERO) {
+        if self.is_halted() || self.settle.due_in(drained, now) != Some(Duration::ZERO) {
             return Ok(());
         }
         let fits = self.settle.fits_a_pass();
@@ -450,9 +483,9 @@ impl<'a, R: Remote> Pipeline<'a, R> {
         } else {
             self.settling = all;
         }
-        for request in requests {
+        for (index, request) in requests.into_iter().enumerate() {
             let ticket = self.remote.send(request);
-            self.tickets.insert(ticket, Purpose::Settle);
+            self.tickets.insert(ticket, Purpose::Settle(index));
         }
         if self.settle.has_news() {
             self.record()?;

@@ -5,18 +5,21 @@
 //! same transaction as the change's completion (a crash forgets none), and get the source's present
 //! time once their changes are through: when the queue has drained, and every second while it has not.
 //!
-//! The danger is a directory that has moved on: the source is ahead of the log. One that the source
-//! does not have is kept until the log has been replayed to its end (a rename to come may explain it;
-//! the note moves along), and only then given up.
+//! The danger is a directory that has moved on: the source is ahead of the log, and what it has at that
+//! path may be another directory, or nothing. So a note is kept until the mirror has got as far as the log
+//! was when the source was looked at: whatever moves the directory until then moves its note along, and it
+//! is set again. (How far the log is, is asked a round trip after the look: a change that the look saw
+//! before it was recorded is recorded by then.)
 //!
 //! A directory whose mode kept the mirror's user from writing into it is opened for that, and gets its
-//! mode back here. It is noted before it is opened.
+//! mode back here. It is noted before it is opened. Which of the noted ones were opened is forgotten by
+//! a restart: then all of them get their mode back.
 
 use super::plan::{Place, Rules};
 use super::source::{Source, sftp_time};
-use crate::change::{Change, RelPath};
+use crate::change::{Change, RelPath, Seq};
 use crate::sftp::{Attrs, Request};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -35,23 +38,37 @@ pub(super) struct Settle {
     fresh: Vec<RelPath>,
     /// Taken out since the journal was told.
     settled: Vec<RelPath>,
-    /// Opened for writing; with the mode to give back where the source does not know better.
-    opened: HashMap<RelPath, u32>,
-    /// The pass under way: directories, and how many replies are missing.
-    pass: Option<(Vec<(RelPath, u64)>, usize)>,
+    /// Opened for writing, or maybe so; with the mode to give back where the source does not know better.
+    opened: HashMap<RelPath, Option<u32>>,
+    /// Set right, if nothing touches them up to this place in the log; with the number that they had.
+    set: BTreeMap<RelPath, (u64, Seq)>,
+    /// The pass under way: what each of its requests is for, and how many replies are missing.
+    pass: Option<(Vec<Asked>, usize)>,
+    /// Directories that could not be reached in the last pass.
+    denied_before: BTreeSet<RelPath>,
     last: Instant,
+}
+
+/// What a request of a pass is for.
+struct Asked {
+    dir: RelPath,
+    /// Its number when it was asked; none: only its mode was given back.
+    number: Option<u64>,
+    denied: bool,
 }
 
 impl Settle {
     /// Starts with what the journal has noted.
     pub fn new(noted: Vec<RelPath>, now: Instant) -> Settle {
         Settle {
+            opened: noted.iter().map(|p| (p.clone(), None)).collect(),
             touched: noted.into_iter().map(|p| (p, 0)).collect(),
             counter: 0,
             fresh: Vec::new(),
             settled: Vec::new(),
-            opened: HashMap::new(),
+            set: BTreeMap::new(),
             pass: None,
+            denied_before: BTreeSet::new(),
             last: now,
         }
     }
@@ -125,7 +142,7 @@ impl Settle {
 
     /// Notes that a directory is opened; its mode there was `mode`.
     pub fn open(&mut self, dir: &RelPath, mode: u32) {
-        self.opened.entry(dir.clone()).or_insert(mode);
+        self.opened.entry(dir.clone()).or_insert(Some(mode));
         self.touch(dir.clone());
     }
 
@@ -148,14 +165,26 @@ impl Settle {
         !self.fresh.is_empty() || !self.settled.is_empty()
     }
 
-    /// Whether one pass reaches all that is touched.
+    /// Whether one pass reaches all that is to be set.
     pub fn fits_a_pass(&self) -> bool {
-        self.touched.len() <= PASS
+        self.waiting().nth(PASS).is_none()
+    }
+
+    /// The directories that are to be set, what lies deeper first: one that is shut again hides what is
+    /// in it.
+    fn waiting(&self) -> impl Iterator<Item = (&RelPath, u64)> {
+        let is_set = |dir, number| self.set.get(dir).is_some_and(|s| s.0 == number);
+        let all = self
+            .touched
+            .iter()
+            .rev()
+            .map(|(dir, number)| (dir, *number));
+        all.filter(move |(dir, number)| !is_set(*dir, *number))
     }
 
     /// When the next pass is due; none while one is under way, or nothing is touched.
     pub fn due_in(&self, drained: bool, now: Instant) -> Option<Duration> {
-        if self.pass.is_some() || self.touched.is_empty() {
+        if self.pass.is_some() || self.waiting().next().is_none() {
             return None;
         }
         if drained {
@@ -164,8 +193,7 @@ impl Settle {
         Some(EVERY.saturating_sub(now.duration_since(self.last)))
     }
 
-    /// Starts a pass and gives its requests, what is deepest first: a directory that gets its mode back may
-    /// keep the mirror's user out of those in it. `drained` says that the mirror has every change in the log.
+    /// Starts a pass and gives its requests. `drained` says that the mirror has every change in the log.
     ///
     /// # Errors
     /// The source can't be looked at.
@@ -179,14 +207,9 @@ impl Settle {
     ) -> io::Result<Vec<Request>> {
         self.last = now;
         let mut requests = Vec::new();
-        let mut taken = Vec::new();
-        let touched: Vec<(RelPath, u64)> = self
-            .touched
-            .iter()
-            .map(|(p, n)| (p.clone(), *n))
-            .rev()
-            .take(PASS)
-            .collect();
+        let mut asked = Vec::new();
+        let waiting = self.waiting().take(PASS);
+        let touched: Vec<(RelPath, u64)> = waiting.map(|(p, n)| (p.clone(), n)).collect();
         for (dir, number) in touched {
             let opened = self.opened.get(&dir).copied();
             match source.directory(&dir)? {
@@ -209,10 +232,15 @@ impl Settle {
                         None if drained => Request::Setstat { path, attrs },
                         None => continue,
                     });
-                    taken.push((dir, number));
+                    let number = Some(number);
+                    asked.push(Asked {
+                        dir,
+                        number,
+                        denied: false,
+                    });
                 }
                 None => {
-                    if let Some(mode) = opened {
+                    if let Some(mode) = opened.flatten() {
                         let attrs = Attrs {
                             mode: Some(mode),
                             ..Attrs::default()
@@ -222,6 +250,12 @@ impl Settle {
                             attrs,
                         });
                         self.opened.remove(&dir);
+                        let dir = dir.clone();
+                        asked.push(Asked {
+                            dir,
+                            number: None,
+                            denied: false,
+                        });
                     }
                     if drained {
                         self.touched.remove(&dir);
@@ -230,28 +264,61 @@ impl Settle {
                 }
             }
         }
-        self.pass = Some((taken, requests.len())).filter(|_| !requests.is_empty());
+        self.pass = Some((asked, requests.len())).filter(|_| !requests.is_empty());
         Ok(requests)
     }
 
-    /// Takes a reply of the pass. (One that failed is not tried again: a time is not worth a stopped
-    /// mirror, and the next change in the directory sets it.) Says whether the pass is over.
-    pub fn take(&mut self) -> bool {
-        let Some((_, missing)) = &mut self.pass else {
-            return false;
-        };
+    /// Takes the reply to request number `index` of the pass. When the pass is over, gives the directories
+    /// that could not be reached; they stay touched. (What failed otherwise, or is denied a second time,
+    /// is not tried again: a time is not worth a stopped mirror, and the next change sets it.)
+    ///
+    /// `head` is how far the log is.
+    pub fn take(&mut self, index: usize, denied: bool, head: Seq) -> Option<Vec<RelPath>> {
+        let (asked, missing) = self.pass.as_mut()?;
+        asked[index].denied = denied;
         *missing -= 1;
         if *missing > 0 {
-            return false;
+            return None;
         }
-        for (dir, number) in self.pass.take().map(|p| p.0).unwrap_or_default() {
-            self.opened.remove(&dir);
-            if self.touched.get(&dir) == Some(&number) {
-                self.touched.remove(&dir);
-                self.settled.push(dir);
+        let asked = self.pass.take().map(|p| p.0).unwrap_or_default();
+        let before = std::mem::take(&mut self.denied_before);
+        let mut denied = Vec::new();
+        for Asked {
+            dir,
+            number,
+            denied: is_denied,
+        } in asked
+        {
+            if is_denied && number.is_some() && !before.contains(&dir) {
+                denied.push(dir);
+                continue;
+            }
+            if let Some(number) = number {
+                self.set.insert(dir, (number, head));
             }
         }
-        true
+        self.denied_before = denied.iter().cloned().collect();
+        Some(denied)
+    }
+
+    /// The mirror has every change up to `cursor`, and what they touch is noted: directories that were
+    /// set right for that are done.
+    pub fn reached(&mut self, cursor: Seq) {
+        for (dir, (number, head)) in std::mem::take(&mut self.set) {
+            if head > cursor {
+                self.set.insert(dir, (number, head));
+            } else if self.touched.get(&dir) == Some(&number) {
+                self.opened.remove(&dir);
+                self.give_up(&dir);
+            }
+        }
+    }
+
+    /// A directory need not be set any more.
+    pub fn give_up(&mut self, dir: &RelPath) {
+        if self.touched.remove(dir).is_some() {
+            self.settled.push(dir.clone());
+        }
     }
 }
 
@@ -262,6 +329,9 @@ mod tests {
     fn path(s: &str) -> RelPath {
         RelPath::new(s.as_bytes()).unwrap()
     }
+
+    /// How far the log is.
+    const HEAD: Seq = 9;
 
     const RULES: Rules = Rules {
         owner: false,
@@ -278,8 +348,11 @@ mod tests {
         let requests = settle
             .start(source, &Place::new(b"/m"), RULES, drained, Instant::now())
             .unwrap();
-        for _ in &requests {
-            settle.take();
+        for i in 0..requests.len() {
+            settle.take(i, false, HEAD);
+        }
+        if drained {
+            settle.reached(HEAD);
         }
         requests
             .iter()
@@ -301,7 +374,7 @@ mod tests {
         assert_eq!(settle.news(), (vec![path("d"), RelPath::root()], vec![]));
         assert_eq!(pass(&mut settle, &source, true), ["/m/d", "/m"]);
         assert!(settle.is_clear());
-        assert_eq!(settle.news(), (vec![], vec![path("d"), RelPath::root()]));
+        assert_eq!(settle.news(), (vec![], vec![RelPath::root(), path("d")]));
     }
 
     #[test]
@@ -348,9 +421,63 @@ mod tests {
             1
         );
         settle.touch_for(&Change::Unlink { path: path("b") });
-        assert!(settle.take());
+        assert_eq!(settle.take(0, false, HEAD), Some(vec![]));
+        settle.reached(HEAD);
         assert!(!settle.is_clear());
         assert_eq!(pass(&mut settle, &source, true), ["/m"]);
         assert!(settle.is_clear());
+    }
+
+    #[test]
+    fn what_could_not_be_reached_is_tried_once_more_and_then_given_up() {
+        let (_dir, source, mut settle) = at_work();
+        settle.touch_for(&Change::Unlink { path: path("a") });
+        for denied in [vec![RelPath::root()], vec![]] {
+            assert!(!settle.is_clear());
+            let place = Place::new(b"/m");
+            settle
+                .start(&source, &place, RULES, true, Instant::now())
+                .unwrap();
+            assert_eq!(settle.take(0, true, HEAD), Some(denied));
+        }
+        settle.reached(HEAD);
+        assert!(settle.is_clear());
+    }
+
+    #[test]
+    fn a_directory_that_another_one_has_replaced_meanwhile_waits_for_its_rename() {
+        let (dir, source, mut settle) = at_work();
+        std::fs::create_dir_all(dir.path().join("old/x")).unwrap();
+        std::fs::create_dir_all(dir.path().join("new/x")).unwrap();
+        settle.touch_for(&Change::Unlink {
+            path: path("old/x/f"),
+        });
+        assert_eq!(pass(&mut settle, &source, false), ["/m/old/x"]);
+        settle.reached(HEAD - 1);
+        assert_eq!(pass(&mut settle, &source, false), [""; 0]);
+        settle.touch_for(&Change::Rename {
+            from: path("old"),
+            to: path("new"),
+        });
+        settle.reached(HEAD);
+        assert_eq!(
+            pass(&mut settle, &source, true),
+            ["/m/new/x", "/m/new", "/m"]
+        );
+        assert!(settle.is_clear());
+    }
+
+    #[test]
+    fn after_a_restart_directories_that_may_be_open_get_their_mode_back() {
+        let (dir, source, mut settle) = at_work();
+        settle.open(&path("d"), 0o555);
+        let mut again = Settle::new(settle.news().0, Instant::now());
+        std::fs::create_dir(dir.path().join("d")).unwrap();
+        let (place, now) = (Place::new(b"/m"), Instant::now());
+        let requests = again.start(&source, &place, RULES, false, now).unwrap();
+        let [Request::Setstat { attrs, .. }] = &requests[..] else {
+            panic!("{requests:?}")
+        };
+        assert_eq!(attrs.mode, Some(0o755));
     }
 }

@@ -251,6 +251,9 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("the daemon's log ended with:\n{}", tail(&self.log()));
+            if let Some(kept) = std::env::var_os("PROXYFS_KEEP_LOG") {
+                let _ = fs::copy(self.file("log"), kept);
+            }
         }
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();

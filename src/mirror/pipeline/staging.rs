@@ -36,6 +36,12 @@ impl<R: Remote> Pipeline<'_, R> {
         if !matches!(job.stage, Stage::Waiting) {
             return Ok(());
         }
+        // A second try must not find the first one's file: it may be one that must not be written.
+        if job.restaged > 0 {
+            self.remote.send(Request::Remove {
+                path: place.clone(),
+            });
+        }
         match &job.row.change {
             Change::Content { .. } => self.upload(seq, place, false),
             Change::Symlink {
@@ -46,12 +52,6 @@ impl<R: Remote> Pipeline<'_, R> {
             } => {
                 let requests = plan::stage_symlink(target, *owner, *times, place.clone(), rules);
                 job.stage = Stage::Symlink(requests.len(), None);
-                // A second try must not find the first one's.
-                if job.restaged > 0 {
-                    job.stage = Stage::Symlink(requests.len() + 1, None);
-                    let ticket = self.remote.send(Request::Remove { path: place });
-                    self.tickets.insert(ticket, Purpose::Stage(seq));
-                }
                 for request in requests {
                     let ticket = self.remote.send(request);
                     self.tickets.insert(ticket, Purpose::Stage(seq));
@@ -144,10 +144,7 @@ impl<R: Remote> Pipeline<'_, R> {
             Stage::Symlink(missing, failure) => {
                 *missing -= 1;
                 if let Reply::Status(status) = reply {
-                    // The removal of an earlier try may find nothing.
-                    if status.code != code::NO_SUCH_FILE {
-                        failure.get_or_insert(status);
-                    }
+                    failure.get_or_insert(status);
                 }
                 let over = *missing == 0;
                 over.then(|| failure.take().map_or(Outcome::Complete, Outcome::Refused))
