@@ -73,8 +73,6 @@ fn logger(handle: LogHandle) -> Box<dyn log::Log> {
         .set_thread_mode(simplelog::ThreadLogMode::Names)
         .set_target_level(LevelFilter::Debug)
         .set_location_level(LevelFilter::Off)
-        // It tells every request of the kernel at debug level.
-        .add_filter_ignore_str("fuser")
         .build();
     let writer = LineWriter {
         handle,
