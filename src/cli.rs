@@ -1,1 +1,251 @@
-//! To be written.
+//! The commands and their help. Parsing only: nothing here acts, so that help, completion and tests
+//! need no daemon and no file.
+//!
+//! Exit codes of all commands: 0 done; 1 it could not be done, or what was asked is not so; 2 the
+//! command line or the configuration is wrong.
+
+use crate::config::DEFAULT_FILE;
+use crate::control::DEFAULT_TASKS;
+use clap::{Parser, Subcommand};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// The environment variable that names the configuration file.
+pub const CONFIG_VARIABLE: &str = "PROXYFS_CONFIG";
+
+/// The command line.
+#[derive(Debug, Clone, PartialEq, Eq, Parser)]
+#[command(
+    name = "proxyfs",
+    version,
+    about = "Mirrors a directory live, in order, to any number of hosts over SFTP",
+    after_help = "Begin with /etc/proxyfs/proxyfs.ini (see proxyfs.ini.example), then `proxyfs run`.\n\
+                  Exit codes: 0 done, 1 failed, 2 wrong command line or configuration.",
+    disable_help_subcommand = true,
+    max_term_width = 80
+)]
+pub struct Arguments {
+    /// The configuration file [default: $PROXYFS_CONFIG, or /etc/proxyfs/proxyfs.ini]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// Run the daemon in the foreground: mount the source and keep the mirrors up to date
+    ///
+    /// SIGTERM and SIGINT stop it gracefully; SIGHUP reads the configuration again and reopens the
+    /// log file. What the mirrors have not got by then is in the log, and is sent after the next
+    /// start.
+    #[command(
+        after_help = "Example: proxyfs run\n         proxyfs run /srv/www /srv/www --config ./proxyfs.ini\n\
+                      Exit codes: 0 stopped as asked, 1 cannot run, 2 wrong configuration."
+    )]
+    Run {
+        /// The directory to mirror, instead of `source`
+        #[arg(requires = "mount_point")]
+        source: Option<PathBuf>,
+        /// Where to mount it, instead of `mount_point`; may be SOURCE itself
+        mount_point: Option<PathBuf>,
+    },
+
+    /// Show the mount, the log and how each mirror is doing
+    ///
+    /// Works with the daemon down too: then it tells what the journal knows.
+    #[command(
+        after_help = "Example: proxyfs status\n         proxyfs status --json | jq '.mirrors[].state'\n\
+                      Exit codes: 0 shown, 1 neither daemon nor journal can be read."
+    )]
+    Status {
+        /// As JSON, for scripts
+        #[arg(long)]
+        json: bool,
+    },
+
+    /// List the changes that mirrors have not got yet, oldest first
+    #[command(after_help = "Example: proxyfs tasks web2 --limit 20")]
+    Tasks {
+        /// Of this mirror only
+        mirror: Option<String>,
+        /// As JSON, for scripts
+        #[arg(long)]
+        json: bool,
+        /// List at most so many
+        #[arg(long, value_name = "N", default_value_t = DEFAULT_TASKS)]
+        limit: u64,
+    },
+
+    /// Wait until everything that was changed before is on the mirrors
+    #[command(
+        after_help = "Example: tar xf site.tar -C /srv/www && proxyfs wait web2 --timeout 60\n\
+                      Exit codes: 0 it is all there, 1 time-out, or a mirror is stopped."
+    )]
+    Wait {
+        /// On this mirror only
+        name: Option<String>,
+        /// Give up after so many seconds [default: never]
+        #[arg(long, value_name = "S")]
+        timeout: Option<u64>,
+    },
+
+    /// Send a mirror nothing until it is resumed; its changes are kept
+    #[command(after_help = "Example: proxyfs pause web2")]
+    Pause {
+        /// The mirror
+        name: String,
+    },
+
+    /// Let a paused mirror go on
+    #[command(after_help = "Example: proxyfs resume web2")]
+    Resume {
+        /// The mirror
+        name: String,
+    },
+
+    /// End the daemon gracefully; returns when it is gone
+    #[command(
+        after_help = "Example: proxyfs stop\nExit codes: 0 it has ended, 1 it was not running or did not end."
+    )]
+    Stop,
+
+    /// Have the daemon read its configuration again
+    ///
+    /// A wrong configuration changes nothing. What cannot change in a running daemon is said.
+    #[command(after_help = "Example: proxyfs check-config && proxyfs reload")]
+    Reload,
+
+    /// Check the configuration without acting on it
+    #[command(after_help = "Example: proxyfs check-config --config ./new.ini\n\
+                      Exit codes: 0 it is good, 2 it is not; every problem is a line with file and line number.")]
+    CheckConfig,
+}
+
+impl Arguments {
+    /// The configuration file: `--config`, else what `environment` says ([`CONFIG_VARIABLE`]; empty
+    /// counts as not set), else the usual place.
+    pub fn config_file(&self, environment: Option<OsString>) -> PathBuf {
+        let named = environment.filter(|v| !v.is_empty()).map(PathBuf::from);
+        let given = self.config.clone().or(named);
+        given.unwrap_or_else(|| PathBuf::from(DEFAULT_FILE))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    fn parse(line: &str) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(line.split(' '))
+    }
+
+    fn command(line: &str) -> Command {
+        parse(line).unwrap_or_else(|e| panic!("{e}")).command
+    }
+
+    #[test]
+    fn the_commands_take_what_their_help_says() {
+        assert_eq!(
+            command("proxyfs run"),
+            Command::Run {
+                source: None,
+                mount_point: None
+            }
+        );
+        assert_eq!(
+            command("proxyfs run a b"),
+            Command::Run {
+                source: Some("a".into()),
+                mount_point: Some("b".into())
+            }
+        );
+        assert_eq!(
+            command("proxyfs status --json"),
+            Command::Status { json: true }
+        );
+        assert_eq!(
+            command("proxyfs tasks web2 --limit 3"),
+            Command::Tasks {
+                mirror: Some("web2".into()),
+                json: false,
+                limit: 3
+            }
+        );
+        assert_eq!(
+            command("proxyfs wait --timeout 5"),
+            Command::Wait {
+                name: None,
+                timeout: Some(5)
+            }
+        );
+        let name = "web2".to_string();
+        assert_eq!(
+            command("proxyfs pause web2"),
+            Command::Pause { name: name.clone() }
+        );
+        assert_eq!(command("proxyfs resume web2"), Command::Resume { name });
+        assert_eq!(command("proxyfs stop"), Command::Stop);
+        assert_eq!(command("proxyfs reload"), Command::Reload);
+        assert_eq!(command("proxyfs check-config"), Command::CheckConfig);
+    }
+
+    #[test]
+    fn a_wrong_command_line_is_refused_with_a_suggestion() {
+        for line in [
+            "proxyfs run only-a-source",
+            "proxyfs pause",
+            "proxyfs wait --timeout soon",
+            "proxyfs stop now",
+        ] {
+            let error = parse(line).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+        let error = parse("proxyfs statsu").unwrap_err().to_string();
+        assert!(error.contains("status"), "{error}");
+    }
+
+    #[test]
+    fn the_configuration_file_is_named_by_option_variable_or_habit() {
+        let before = parse("proxyfs --config a.ini status").unwrap();
+        let behind = parse("proxyfs status --config a.ini").unwrap();
+        assert_eq!(before, behind);
+        let variable = || Some(OsString::from("b.ini"));
+        assert_eq!(before.config_file(variable()), PathBuf::from("a.ini"));
+        let plain = parse("proxyfs status").unwrap();
+        assert_eq!(plain.config_file(variable()), PathBuf::from("b.ini"));
+        let usual = PathBuf::from("/etc/proxyfs/proxyfs.ini");
+        assert_eq!(plain.config_file(None), usual);
+        assert_eq!(plain.config_file(Some("".into())), usual);
+    }
+
+    #[test]
+    fn every_command_has_help_with_an_example_that_fits_the_screen() {
+        let mut root = Arguments::command();
+        root.build();
+        for sub in root.get_subcommands_mut() {
+            let name = sub.get_name().to_string();
+            let help = sub.render_long_help().to_string();
+            assert!(help.contains("Example: "), "{name} has no example");
+            let example = help.split("Example: ").nth(1).unwrap();
+            assert!(example.contains(&format!("proxyfs {name}")), "{example}");
+        }
+    }
+
+    #[test]
+    fn version_and_help_are_no_errors() {
+        assert_eq!(
+            parse("proxyfs --version").unwrap_err().kind(),
+            ErrorKind::DisplayVersion
+        );
+        let help = parse("proxyfs --help").unwrap_err();
+        assert_eq!((help.kind(), help.exit_code()), (ErrorKind::DisplayHelp, 0));
+        let help = parse("proxyfs wait --help").unwrap_err().to_string();
+        assert!(help.contains("Exit codes: 0 it is all there"), "{help}");
+    }
+}

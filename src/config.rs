@@ -1,1 +1,161 @@
-//! To be written.
+//! The configuration: INI text -> [`Config`], or every problem of it with file and line.
+//!
+//! Dangers this guards against: a typo that is silently ignored (an unknown key is an error, with
+//! the word that was meant); a daemon started, or reloaded, on half a configuration (there is a
+//! [`Config`] only when nothing at all is wrong); a log, socket or journal below the mount, where the
+//! daemon would wait for itself; two workers on the same directory of the same mirror.
+//!
+//! [`settings`] is the table of what there is; [`values`] checks one value, [`text`] finds keys and
+//! their lines, `load` puts them together, [`problem`] words what is wrong. Loading reads files and
+//! never writes.
+
+mod load;
+pub mod problem;
+pub mod settings;
+pub mod text;
+pub mod values;
+
+pub use problem::{ConfigError, Fault, Problem};
+pub use settings::{Absent, Apply, SETTINGS, Setting, example};
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where the configuration is when nobody says otherwise.
+pub const DEFAULT_FILE: &str = "/etc/proxyfs/proxyfs.ini";
+
+/// Everything that can be set, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The file it came from, absolute.
+    pub file: PathBuf,
+    /// The directory whose changes are mirrored.
+    pub source: PathBuf,
+    /// Where it is mounted: the source itself, or unrelated to it.
+    pub mount_point: PathBuf,
+    /// Where the journal is kept; outside of the source and the mount.
+    pub state_dir: PathBuf,
+    /// Where the pid file and the control socket are; outside of the source and the mount.
+    pub run_dir: PathBuf,
+    /// Where messages go; none: standard error.
+    pub log_file: Option<PathBuf>,
+    /// Which messages are written.
+    pub log_level: log::LevelFilter,
+    /// Threads that serve the mount, 1 to 32.
+    pub threads: usize,
+    /// An open file is logged after so long without a write.
+    pub flush_after: Duration,
+    /// An open file is logged at the latest so long after its first unlogged write; not less than
+    /// `flush_after`.
+    pub flush_max: Duration,
+    /// The mirrors, those of the main file first, then those of `mirrors.d` by name.
+    pub mirrors: Vec<MirrorConfig>,
+    /// What is allowed but probably not meant, a line each.
+    pub warnings: Vec<String>,
+}
+
+/// One mirror.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MirrorConfig {
+    /// Its name: 1 to 64 letters, digits, `-`, `_`, `.`, unique.
+    pub name: String,
+    /// Host name or address, an IPv6 one without brackets.
+    pub host: String,
+    /// Port of its SSH server.
+    pub port: u16,
+    /// The account.
+    pub user: String,
+    /// The directory: absolute, or relative to the login directory (`.` is that itself). No `..`.
+    pub path: String,
+    /// How to log in.
+    pub login: Login,
+    /// The file whose first line is the keys' passphrase.
+    pub passphrase_file: Option<PathBuf>,
+    /// Where to look for its host key; files that do not exist are skipped.
+    pub known_hosts: Vec<PathBuf>,
+    /// Whether numeric owner and group are carried over.
+    pub preserve_owner: bool,
+    /// Limit for connecting and logging in, at least 1 s.
+    pub connect_timeout: Duration,
+    /// Limit for the answer to a request, at least 1 s.
+    pub io_timeout: Duration,
+    /// First pause before connecting again.
+    pub backoff_min: Duration,
+    /// Longest pause; not less than `backoff_min`.
+    pub backoff_max: Duration,
+}
+
+/// How to log in on a mirror.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Login {
+    /// With these private key files, which the administrator named: one that is missing is an error.
+    Keys(Vec<PathBuf>),
+    /// With those of these files that exist (`id_ed25519` and so on below `~/.ssh`).
+    UsualKeys(Vec<PathBuf>),
+    /// With the keys of ssh-agent.
+    Agent,
+}
+
+/// What the command line says instead of the file (`run SOURCE MOUNT_POINT`). Relative paths are
+/// taken from the working directory.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Overrides {
+    /// Instead of `source`.
+    pub source: Option<PathBuf>,
+    /// Instead of `mount_point`.
+    pub mount_point: Option<PathBuf>,
+}
+
+impl Config {
+    /// Reads the file at `path` and the `mirrors.d/*.ini` beside it.
+    ///
+    /// # Errors
+    /// All problems that were found, each with its file and line: see [`Fault`].
+    pub fn load(path: &Path, overrides: Overrides) -> Result<Config, ConfigError> {
+        load::load(path, &overrides)
+    }
+
+    /// The mirror of that name.
+    pub fn mirror(&self, name: &str) -> Option<&MirrorConfig> {
+        self.mirrors.iter().find(|m| m.name == name)
+    }
+
+    /// What the table of settings fills in.
+    fn blank(file: PathBuf) -> Config {
+        Config {
+            file,
+            source: PathBuf::new(),
+            mount_point: PathBuf::new(),
+            state_dir: PathBuf::new(),
+            run_dir: PathBuf::new(),
+            log_file: None,
+            log_level: log::LevelFilter::Off,
+            threads: 0,
+            flush_after: Duration::ZERO,
+            flush_max: Duration::ZERO,
+            mirrors: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+}
+
+impl MirrorConfig {
+    /// What the table of settings fills in.
+    fn blank(name: String) -> MirrorConfig {
+        MirrorConfig {
+            name,
+            host: String::new(),
+            port: 0,
+            user: String::new(),
+            path: String::new(),
+            login: settings::usual_login(),
+            passphrase_file: None,
+            known_hosts: Vec::new(),
+            preserve_owner: false,
+            connect_timeout: Duration::ZERO,
+            io_timeout: Duration::ZERO,
+            backoff_min: Duration::ZERO,
+            backoff_max: Duration::ZERO,
+        }
+    }
+}

@@ -1,7 +1,61 @@
-//! The journal.
+//! The journal: one shared log of changes, and a position in it for each mirror. SQLite in WAL mode,
+//! in `state_dir/journal.db`.
+//!
+//! What can go wrong between two lines here, and what answers it:
+//!
+//! * *Killed after the local effect, before the record.* Not decided here: the local side records
+//!   before it replies (J1), and a start-up scan finds what it could not record.
+//! * *Power lost after a mirror got a change whose record was only in the page cache.* The mirror
+//!   would be ahead of a log that never heard of the change. So a worker calls [`Journal::announce`]
+//!   before it makes anything visible: it notes how far it is about to go and returns when the log up
+//!   to there, and that note, are on the disk (J3). Appends themselves do not wait for the disk.
+//! * *Killed after a mirror did something, before that was noted.* The rows between the mirror's
+//!   `cursor` and its `sent_upto` are the uncertain ones; a worker replays them knowing that they may
+//!   have happened. `sent_upto` is on disk before the first of them is sent, `cursor` moves after the
+//!   mirror said yes, so no other row can be uncertain.
+//! * *A fsync that keeps the file system side waiting.* It is done on the WAL file itself, by the
+//!   worker's thread, without SQLite's write lock. That is enough: a frame that is not in the WAL any
+//!   more was checkpointed, and a checkpoint syncs the database file before the WAL is used again.
+//!   (No lock of SQLite's is on that file, so opening it a second time releases none.)
+//! * *A record put in while a worker reads.* The head is published after the commit, and workers are
+//!   woken after that: who sees the head sees the row.
+//!
+//! Appends go through one connection behind a mutex (10 us each): a writer thread with group commit
+//! was slower. Each worker reads through a connection of its own, so that no worker's query keeps the
+//! file system side waiting.
 
-use crate::change::{Change, Seq};
+mod codec;
+mod error;
+mod reader;
+
+use crate::change::{Change, RelPath, Seq};
+pub use codec::DecodeError;
+pub use error::JournalError;
+pub use reader::{Backlog, Position, Reader, Row};
+use reader::{head_of, meta_of, position_of};
+use rusqlite::{Connection, ErrorCode, params};
+use std::collections::BTreeSet;
 use std::fmt;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The schema this program writes. A journal with a higher number is refused.
+pub const SCHEMA_VERSION: i64 = 1;
+
+/// Name of the database in `state_dir`.
+pub const FILE_NAME: &str = "journal.db";
+
+/// When the WAL is longer than this (bytes), [`Journal::maintain`] moves it into the database.
+const WAL_LIMIT: u64 = 4 << 20;
+
+/// How many rows [`Journal::maintain`] removes while it holds the lock that appends need.
+const PRUNE_BATCH: i64 = 2000;
+
+/// How many batches [`Journal::maintain`] removes in one call.
+const PRUNE_BATCHES: u32 = 20;
 
 /// What the file system side needs of the log.
 pub trait Recorder: Send + Sync {
@@ -24,3 +78,447 @@ impl fmt::Display for RecordError {
 }
 
 impl std::error::Error for RecordError {}
+
+/// What a worker notes about its mirror in one transaction.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// The row that everything is done up to, and that row's `cum_bytes`.
+    pub cursor: Option<(Seq, u64)>,
+    /// Directories whose time has to be set again.
+    pub touched: Vec<RelPath>,
+    /// Directories whose time has been set.
+    pub settled: Vec<RelPath>,
+    /// Names that the mirror lacks from here on.
+    pub ghosts: Vec<RelPath>,
+    /// Names that it does not lack any more, or that are gone from the source too.
+    pub laid: Vec<RelPath>,
+}
+
+/// Called after each append, on the thread that appended: must not block.
+type Listener = Box<dyn Fn() + Send + Sync>;
+
+/// The open journal of a running daemon.
+pub struct Journal {
+    file: PathBuf,
+    writer: Mutex<Writer>,
+    head: AtomicU64,
+    wal: File,
+    listeners: RwLock<Vec<(String, Listener)>>,
+    /// Mirrors whose changes are kept: those that are configured.
+    pins: Mutex<BTreeSet<String>>,
+}
+
+struct Writer {
+    db: Connection,
+    head: Seq,
+    cum_bytes: u64,
+}
+
+impl Journal {
+    /// Opens the journal in `state_dir`, or makes one. The directory must exist, and the caller must
+    /// be the only daemon that uses it.
+    ///
+    /// # Errors
+    /// SQLite's or the file system's; [`JournalError::TooNew`] for a schema of the future.
+    pub fn open(state_dir: &Path) -> Result<Journal, JournalError> {
+        let file = state_dir.join(FILE_NAME);
+        let sql = |why| JournalError::Sqlite {
+            file: file.clone(),
+            why,
+        };
+        let mut db = Connection::open(&file).map_err(sql)?;
+        db.pragma_update(None, "journal_mode", "WAL").map_err(sql)?;
+        db.pragma_update(None, "synchronous", "NORMAL")
+            .map_err(sql)?;
+        db.pragma_update(None, "wal_autocheckpoint", 0)
+            .map_err(sql)?;
+        migrate(&mut db, &file)?;
+        let (head, cum_bytes) = head_of(&db).map_err(sql)?;
+        let wal_file = state_dir.join(format!("{FILE_NAME}-wal"));
+        // The WAL exists once something was written; a first write makes sure.
+        db.execute(
+            "INSERT OR REPLACE INTO meta (key, value) VALUES ('opened', ?1)",
+            [now_ms().to_string()],
+        )
+        .map_err(sql)?;
+        let wal = File::open(&wal_file).map_err(|why| JournalError::File {
+            file: wal_file,
+            why,
+        })?;
+        Ok(Journal {
+            file,
+            writer: Mutex::new(Writer {
+                db,
+                head,
+                cum_bytes,
+            }),
+            head: AtomicU64::new(head),
+            wal,
+            listeners: RwLock::new(Vec::new()),
+            pins: Mutex::new(BTreeSet::new()),
+        })
+    }
+
+    fn writer(&self) -> MutexGuard<'_, Writer> {
+        // A panic between two statements leaves no transaction open (rusqlite rolls back), and
+        // head is set after the commit: the state behind a poisoned lock is good.
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sql(&self, why: rusqlite::Error) -> JournalError {
+        JournalError::Sqlite {
+            file: self.file.clone(),
+            why,
+        }
+    }
+
+    /// The newest change in the log; 0 when there never was one.
+    pub fn head(&self) -> Seq {
+        self.head.load(Ordering::Acquire)
+    }
+
+    /// Bytes that the log takes on the disk: database and WAL.
+    pub fn disk_bytes(&self) -> u64 {
+        let length = |f: &Path| f.metadata().map_or(0, |m| m.len());
+        length(&self.file) + self.wal.metadata().map_or(0, |m| m.len())
+    }
+
+    /// Has `listener` called after each append, under a name to take it back by.
+    pub fn listen(&self, name: &str, listener: Listener) {
+        let mut all = self
+            .listeners
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        all.push((name.to_string(), listener));
+    }
+
+    /// Takes listeners back.
+    pub fn unlisten(&self, name: &str) {
+        let mut all = self
+            .listeners
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        all.retain(|(n, _)| n != name);
+    }
+
+    /// A connection of one's own to read with.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn reader(&self) -> Result<Reader, JournalError> {
+        Reader::open_file(&self.file)
+    }
+
+    /// What is noted under a key that belongs to the whole journal, as the source's id.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn meta(&self, key: &str) -> Result<Option<String>, JournalError> {
+        meta_of(&self.writer().db, key).map_err(|why| self.sql(why))
+    }
+
+    /// Notes a value under a key, on the disk when this returns.
+    ///
+    /// # Errors
+    /// SQLite's or the disk's.
+    pub fn set_meta(&self, key: &str, value: &str) -> Result<(), JournalError> {
+        self.writer()
+            .db
+            .execute(
+                "INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)",
+                [key, value],
+            )
+            .map_err(|why| self.sql(why))?;
+        self.sync()
+    }
+
+    fn pins(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where a mirror is. From here on its changes are kept for it. A mirror that the journal does not
+    /// know is put at the head: what the source held before is taken for copied, which `adopted` says to
+    /// be true already (the source was empty).
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn add_mirror(&self, name: &str, adopted: bool) -> Result<Position, JournalError> {
+        self.pins().insert(name.to_string());
+        let writer = self.writer();
+        writer
+            .db
+            .execute(
+                "INSERT OR IGNORE INTO mirror
+                 (name, cursor, cursor_bytes, sent_upto, paused, adopted)
+                 VALUES (?1, ?2, ?3, ?2, 0, ?4)",
+                params![name, writer.head as i64, writer.cum_bytes as i64, adopted],
+            )
+            .and_then(|_| position_of(&writer.db, name))
+            .map_err(|why| self.sql(why))
+    }
+
+    /// Changes are not kept any more for a mirror: it is gone from the configuration. Its position stays,
+    /// so that a mirror that comes back late is known to lack something ([`Position::lacks`]).
+    pub fn release_mirror(&self, name: &str) {
+        self.pins().remove(name);
+    }
+
+    /// Where a mirror is that the journal knows.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn mirror(&self, name: &str) -> Result<Position, JournalError> {
+        position_of(&self.writer().db, name).map_err(|why| self.sql(why))
+    }
+
+    /// Notes that a mirror holds what the source held when it was added, or what the log no longer has
+    /// for it: then it goes on at the head.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn adopt_mirror(&self, name: &str) -> Result<(), JournalError> {
+        let writer = self.writer();
+        let adopt = || -> rusqlite::Result<()> {
+            writer
+                .db
+                .execute("UPDATE mirror SET adopted = 1 WHERE name = ?1", [name])?;
+            if position_of(&writer.db, name)?.lacks > 0 {
+                writer.db.execute(
+                    "UPDATE mirror SET cursor = ?2, cursor_bytes = ?3, sent_upto = ?2
+                     WHERE name = ?1",
+                    params![name, writer.head as i64, writer.cum_bytes as i64],
+                )?;
+            }
+            Ok(())
+        };
+        adopt().map_err(|why| self.sql(why))
+    }
+
+    /// Says that changes up to `sent_upto` are about to become visible on a mirror. When it returns
+    /// they are on the disk, and so is this note (J3).
+    ///
+    /// # Errors
+    /// SQLite's or the disk's: nothing may be sent then.
+    pub fn announce(&self, name: &str, sent_upto: Seq) -> Result<(), JournalError> {
+        self.writer()
+            .db
+            .prepare_cached("UPDATE mirror SET sent_upto = max(sent_upto, ?2) WHERE name = ?1")
+            .and_then(|mut s| s.execute(params![name, sent_upto as i64]))
+            .map_err(|why| self.sql(why))?;
+        self.sync()
+    }
+
+    /// Notes what is done on a mirror. In the log when it returns, not yet on the disk: after a power
+    /// cut some changes are replayed again.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn advance(&self, name: &str, progress: &Progress) -> Result<(), JournalError> {
+        let mut writer = self.writer();
+        let mut note = || -> rusqlite::Result<()> {
+            let all = writer.db.transaction()?;
+            if let Some((cursor, bytes)) = progress.cursor {
+                all.prepare_cached(
+                    "UPDATE mirror SET cursor = ?2, cursor_bytes = ?3 WHERE name = ?1",
+                )?
+                .execute(params![name, cursor as i64, bytes as i64])?;
+            }
+            for (statement, paths) in [
+                (
+                    "DELETE FROM touched WHERE mirror = ?1 AND path = ?2",
+                    &progress.settled,
+                ),
+                (
+                    "INSERT OR IGNORE INTO touched (mirror, path) VALUES (?1, ?2)",
+                    &progress.touched,
+                ),
+                (
+                    "DELETE FROM ghost WHERE mirror = ?1 AND path = ?2",
+                    &progress.laid,
+                ),
+                (
+                    "INSERT OR IGNORE INTO ghost (mirror, path) VALUES (?1, ?2)",
+                    &progress.ghosts,
+                ),
+            ] {
+                for path in paths {
+                    all.prepare_cached(statement)?
+                        .execute(params![name, path.as_bytes()])?;
+                }
+            }
+            all.commit()
+        };
+        note().map_err(|why| self.sql(why))
+    }
+
+    /// Pauses a mirror, or lets it go on; on the disk when this returns.
+    ///
+    /// # Errors
+    /// SQLite's or the disk's.
+    pub fn set_paused(&self, name: &str, paused: bool) -> Result<(), JournalError> {
+        self.writer()
+            .db
+            .execute(
+                "UPDATE mirror SET paused = ?2 WHERE name = ?1",
+                params![name, paused],
+            )
+            .map_err(|why| self.sql(why))?;
+        self.sync()
+    }
+
+    /// Notes what is wrong with a mirror, or that nothing is.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn set_last_error(&self, name: &str, error: Option<&str>) -> Result<(), JournalError> {
+        self.writer()
+            .db
+            .prepare_cached("UPDATE mirror SET last_error = ?2, error_at = ?3 WHERE name = ?1")
+            .and_then(|mut s| s.execute(params![name, error, error.map(|_| now_ms())]))
+            .map(drop)
+            .map_err(|why| self.sql(why))
+    }
+
+    /// Makes everything that is in the log durable: on the disk when it returns.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn sync(&self) -> Result<(), JournalError> {
+        self.wal.sync_data().map_err(|why| JournalError::File {
+            file: self.file.with_extension("db-wal"),
+            why,
+        })
+    }
+
+    /// Removes rows that every mirror has, a bounded number, and moves a long WAL into the database. For
+    /// a thread of its own, every now and then: appends wait for a batch of removals at most.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn maintain(&self) -> Result<(), JournalError> {
+        for _ in 0..PRUNE_BATCHES {
+            if !self.prune().map_err(|why| self.sql(why))? {
+                break;
+            }
+        }
+        if self.wal.metadata().is_ok_and(|m| m.len() > WAL_LIMIT) {
+            self.checkpoint_wal().map_err(|why| self.sql(why))?;
+        }
+        Ok(())
+    }
+
+    /// Removes one batch; says whether there may be more. The newest row stays: the next number
+    /// comes from it.
+    fn prune(&self) -> rusqlite::Result<bool> {
+        let pins = self.pins().clone();
+        let writer = self.writer();
+        let mut everywhere = writer.head.saturating_sub(1);
+        for name in pins {
+            everywhere = everywhere.min(position_of(&writer.db, &name)?.cursor);
+        }
+        let removed = writer.db.execute(
+            "DELETE FROM change WHERE seq IN
+                 (SELECT seq FROM change WHERE seq <= ?1 ORDER BY seq LIMIT ?2)",
+            params![everywhere as i64, PRUNE_BATCH],
+        )?;
+        Ok(removed as i64 == PRUNE_BATCH)
+    }
+
+    /// On a connection of its own and passive: neither appends nor reads wait for it.
+    fn checkpoint_wal(&self) -> rusqlite::Result<()> {
+        let db = Connection::open(&self.file)?;
+        db.pragma_update(None, "wal_autocheckpoint", 0)?;
+        db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+    }
+}
+
+impl Recorder for Journal {
+    fn record(&self, change: &Change) -> Result<Seq, RecordError> {
+        let columns = codec::encode(change);
+        let mut writer = self.writer();
+        let (seq, cum_bytes) = (
+            writer.head + 1,
+            writer.cum_bytes.saturating_add(change.bytes()),
+        );
+        // SQLite's integers end at 2^63: far beyond what any log holds, but a hole of 2^63 bytes is
+        // one system call.
+        let cum_bytes = cum_bytes.min(i64::MAX as u64);
+        writer
+            .db
+            .prepare_cached(
+                "INSERT INTO change (seq, at, kind, path, path2, node, body, cum_bytes)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            )
+            .and_then(|mut s| {
+                s.execute(params![
+                    seq as i64,
+                    now_ms(),
+                    columns.kind,
+                    columns.path,
+                    columns.path2,
+                    columns.node,
+                    columns.body,
+                    cum_bytes as i64
+                ])
+            })
+            .map_err(|why| RecordError(format!("{}: {}", self.file.display(), reason(&why))))?;
+        writer.head = seq;
+        writer.cum_bytes = cum_bytes;
+        self.head.store(seq, Ordering::Release);
+        drop(writer);
+        for (_, listener) in self
+            .listeners
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+        {
+            listener();
+        }
+        Ok(seq)
+    }
+}
+
+/// Brings a journal of any older schema to [`SCHEMA_VERSION`] (J8), in one transaction.
+fn migrate(db: &mut Connection, file: &Path) -> Result<(), JournalError> {
+    let sql = |why| JournalError::Sqlite {
+        file: file.to_path_buf(),
+        why,
+    };
+    let found: i64 = db
+        .pragma_query_value(None, "user_version", |r| r.get(0))
+        .map_err(sql)?;
+    if found > SCHEMA_VERSION {
+        return Err(JournalError::TooNew {
+            file: file.to_path_buf(),
+            found,
+        });
+    }
+    if found == 0 {
+        let mut create = || -> rusqlite::Result<()> {
+            let all = db.transaction()?;
+            all.execute_batch(include_str!("journal/schema.sql"))?;
+            all.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+            all.commit()
+        };
+        create().map_err(sql)?;
+    }
+    Ok(())
+}
+
+/// SQLite's reason in the words of an admin, where it has one.
+fn reason(why: &rusqlite::Error) -> String {
+    match why.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => "the disk is full: free some space there".to_string(),
+        Some(ErrorCode::ReadOnly) => "it is read-only: remount its file system".to_string(),
+        _ => why.to_string(),
+    }
+}
+
+/// Milliseconds since 1970 by this machine's clock.
+pub fn now_ms() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests;

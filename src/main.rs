@@ -1,3 +1,194 @@
 //! Arguments -> one command -> exit code.
 
-fn main() {}
+use clap::Parser;
+use proxyfs::cli::{Arguments, Command};
+use proxyfs::config::{Config, ConfigError, Overrides};
+use proxyfs::control::{ControlError, ControlRequest, call, socket_path};
+use proxyfs::daemon;
+use proxyfs::status::{Status, Task, show};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde_json::Value;
+use std::fmt::Display;
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// It could not be done, or what was asked is not so.
+const FAILED: u8 = 1;
+/// The command line or the configuration is wrong. (clap exits with the same.)
+const WRONG: u8 = 2;
+
+/// The longest wait for an answer that should come at once.
+const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+
+/// How long `stop` waits for the daemon to be gone: a little longer than that takes at most.
+const GONE_WITHIN: Duration = Duration::from_secs(20);
+
+/// Why a command failed, and the exit code that says so.
+struct Failure(u8, String);
+
+impl Failure {
+    fn new(why: impl Display) -> Failure {
+        Failure(FAILED, why.to_string())
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(why: ConfigError) -> Failure {
+        Failure(WRONG, why.to_string())
+    }
+}
+
+fn main() -> ExitCode {
+    match command(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure(code, why)) => {
+            eprintln!("proxyfs: {}", why.trim_end());
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn command(arguments: Arguments) -> Result<(), Failure> {
+    let file = arguments.config_file(daemon::config_from_environment());
+    let load = || Config::load(&file, Overrides::default());
+    match arguments.command {
+        Command::Run {
+            source,
+            mount_point,
+        } => {
+            let overrides = Overrides {
+                source,
+                mount_point,
+            };
+            let config = Config::load(&file, overrides.clone())?;
+            daemon::run(config, overrides).map_err(Failure::new)
+        }
+        Command::CheckConfig => {
+            let config = load()?;
+            config
+                .warnings
+                .iter()
+                .for_each(|w| eprintln!("proxyfs: warning: {w}"));
+            print(&format!("{}: no problem found\n", file.display()))
+        }
+        Command::Status { json } => {
+            let config = load()?;
+            let status = match ask(&config, &ControlRequest::Status, Some(ANSWER_WITHIN)) {
+                Ok(answer) => Status::from_json(&answer).map_err(Failure::new)?,
+                Err(ControlError::NotRunning { .. }) => {
+                    daemon::status_from_journal(&config).map_err(Failure::new)?
+                }
+                Err(why) => return Err(Failure::new(why)),
+            };
+            if json {
+                print_json(&status.to_json())
+            } else {
+                print(&status.to_string())
+            }
+        }
+        Command::Tasks {
+            mirror,
+            json,
+            limit,
+        } => {
+            let config = load()?;
+            // One more than wanted tells whether there are more.
+            let request = ControlRequest::Tasks {
+                mirror: mirror.clone(),
+                limit: limit.saturating_add(1),
+            };
+            let mut tasks = match ask(&config, &request, Some(ANSWER_WITHIN)) {
+                Ok(answer) => Task::list_from_json(&answer).map_err(Failure::new)?,
+                Err(ControlError::NotRunning { .. }) => {
+                    let limit = limit.saturating_add(1);
+                    daemon::tasks_from_journal(&config, mirror.as_deref(), limit)
+                        .map_err(Failure::new)?
+                }
+                Err(why) => return Err(Failure::new(why)),
+            };
+            let more = (tasks.len() as u64).saturating_sub(limit);
+            tasks.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+            if json {
+                print_json(&Task::list_to_json(&tasks))
+            } else {
+                print(&show::tasks_table(&tasks, more))
+            }
+        }
+        Command::Wait { name, timeout } => {
+            let request = ControlRequest::Wait {
+                mirror: name,
+                timeout_seconds: timeout,
+            };
+            // The daemon keeps the time; should it hang, this does.
+            let limit = timeout.map(|s| Duration::from_secs(s).saturating_add(ANSWER_WITHIN));
+            ask(&load()?, &request, limit)
+                .map(drop)
+                .map_err(Failure::new)
+        }
+        Command::Pause { name } => tell(&load()?, &ControlRequest::Pause { mirror: name }),
+        Command::Resume { name } => tell(&load()?, &ControlRequest::Resume { mirror: name }),
+        Command::Reload => {
+            let answer = ask(&load()?, &ControlRequest::Reload, Some(ANSWER_WITHIN));
+            let answer = answer.map_err(Failure::new)?;
+            print(&format!("{}\n", answer.as_str().unwrap_or_default()))
+        }
+        Command::Stop => stop(&load()?),
+    }
+}
+
+fn ask(
+    config: &Config,
+    request: &ControlRequest,
+    timeout: Option<Duration>,
+) -> Result<Value, ControlError> {
+    call(&socket_path(&config.run_dir), request, timeout)
+}
+
+fn tell(config: &Config, request: &ControlRequest) -> Result<(), Failure> {
+    ask(config, request, Some(ANSWER_WITHIN))
+        .map(drop)
+        .map_err(Failure::new)
+}
+
+/// Tells the daemon to stop and waits until it is gone: its process has ended, and with it its mount.
+fn stop(config: &Config) -> Result<(), Failure> {
+    let status = ask(config, &ControlRequest::Status, Some(ANSWER_WITHIN)).map_err(Failure::new)?;
+    let pid = status
+        .get("pid")
+        .and_then(Value::as_i64)
+        .and_then(|pid| i32::try_from(pid).ok());
+    // Held from before the end, so that it can't be taken for another process's.
+    let process = pid
+        .and_then(Pid::from_raw)
+        .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    tell(config, &ControlRequest::Stop)?;
+    let Some(process) = process else {
+        return Ok(());
+    };
+    let limit = Timespec {
+        tv_sec: GONE_WITHIN.as_secs() as i64,
+        tv_nsec: 0,
+    };
+    match poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit)) {
+        Ok(0) => Err(Failure::new(format!(
+            "the daemon did not end within {} s: see its log",
+            GONE_WITHIN.as_secs()
+        ))),
+        Ok(_) => Ok(()),
+        Err(why) => Err(Failure::new(why)),
+    }
+}
+
+fn print_json(value: &Value) -> Result<(), Failure> {
+    print(&format!("{value:#}\n"))
+}
+
+/// Writes to standard output. A reader that has gone (`| head`) is no error.
+fn print(text: &str) -> Result<(), Failure> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(why) if why.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::new(why)),
+        _ => Ok(()),
+    }
+}

@@ -1,1 +1,397 @@
-//! To be written.
+//! A mirror's worker: one thread, one session, one life: connect, replay, back off, idle.
+//!
+//! Its only way in is a channel of notices, its only source of work the journal. A mirror that is dead
+//! keeps nobody but its own worker waiting: the file system side puts rows into the journal and raises
+//! a flag, and never waits for a worker.
+//!
+//! Nothing is ever skipped: whatever fails, the cursor stays, and the row is tried again. A connection
+//! that fails is tried again with growing pauses (with jitter, so that ten mirrors behind one link do not
+//! come back as one); what a person has to put right is tried at the slow end, or at once after `proxyfs
+//! resume`.
+
+pub mod errors;
+mod ghosts;
+pub mod inbox;
+pub mod live;
+pub mod pipeline;
+pub mod plan;
+pub mod prepare;
+mod related;
+mod settle;
+pub mod source;
+pub mod upload;
+
+use crate::config::{Login, MirrorConfig};
+use crate::journal::{Journal, JournalError};
+use crate::sftp::session::{self, Abort, Secret, Target};
+use crate::status::MirrorState;
+use errors::{Class, MirrorError};
+use inbox::{Inbox, Notice, Notifier, inbox};
+use live::Live;
+use pipeline::{Ended, Pipeline, Setup};
+use plan::Place;
+use source::Source;
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// A session that lasted so long counts as one that worked, whatever ended it.
+const STEADY: Duration = Duration::from_secs(60);
+
+/// A running worker, as the daemon holds it.
+pub struct Worker {
+    /// What it was started with.
+    pub config: MirrorConfig,
+    /// What `status` shows of it.
+    pub live: Arc<Live>,
+    notifier: Notifier,
+    abort: Abort,
+    journal: Arc<Journal>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts the worker of a mirror. A mirror that the journal does not know starts at the head of the
+    /// log.
+    ///
+    /// # Errors
+    /// The journal's; no thread or descriptor is left.
+    pub fn start(
+        config: MirrorConfig,
+        journal: Arc<Journal>,
+        source: Arc<Source>,
+    ) -> Result<Worker, MirrorError> {
+        let empty = source.is_empty().map_err(source_error)?;
+        let position = journal.add_mirror(&config.name, empty)?;
+        // What is done is all there, unless a directory's time is still to be set.
+        let settled = journal.reader()?.touched(&config.name)?.is_empty();
+        let settled = if settled { position.cursor } else { 0 };
+        let live = Arc::new(Live::new(settled, position.last_error));
+        let (notifier, inbox) = inbox().map_err(source_error)?;
+        let abort = Abort::new();
+        let life = Life {
+            config: config.clone(),
+            journal: Arc::clone(&journal),
+            source,
+            live: Arc::clone(&live),
+            inbox,
+            abort: abort.clone(),
+            paused: position.paused,
+            failures: 0,
+        };
+        if position.paused {
+            live.resting(MirrorState::Paused, None, None);
+        }
+        let thread = std::thread::Builder::new()
+            .name(format!("mirror {}", config.name))
+            .spawn(move || life.live())
+            .map_err(source_error)?;
+        let wake = notifier.clone();
+        journal.listen(&config.name, Box::new(move || wake.changes()));
+        Ok(Worker {
+            config,
+            live,
+            notifier,
+            abort,
+            journal,
+            thread: Some(thread),
+        })
+    }
+
+    /// Sends it nothing more until it is resumed.
+    ///
+    /// # Errors
+    /// The journal's.
+    pub fn pause(&self) -> Result<(), JournalError> {
+        self.journal.set_paused(&self.config.name, true)?;
+        self.notifier.tell(Notice::Pause);
+        Ok(())
+    }
+
+    /// Lets it go on, and try again at once what failed.
+    ///
+    /// # Errors
+    /// The journal's.
+    pub fn resume(&self) -> Result<(), JournalError> {
+        self.journal.set_paused(&self.config.name, false)?;
+        self.journal.adopt_mirror(&self.config.name)?;
+        // Before the answer: `wait` may be asked next, and what was wrong is not known to be so any more.
+        self.live.trying();
+        self.notifier.tell(Notice::Resume);
+        Ok(())
+    }
+
+    /// Tells it to end, and ends what it waits for.
+    pub fn stop(&self) {
+        self.journal.unlisten(&self.config.name);
+        self.notifier.tell(Notice::Stop);
+    }
+
+    /// Whether its thread is at an end, though nobody told it to stop.
+    pub fn is_dead(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Waits until it has ended, `deadline` at the latest. A worker that is late is cut off, and then
+    /// given up: the journal is right at any moment.
+    pub fn join(mut self, deadline: Instant) {
+        self.stop();
+        let half = Instant::now() + deadline.saturating_duration_since(Instant::now()) / 2;
+        let Some(thread) = self.thread.take() else {
+            return;
+        };
+        for limit in [half, deadline] {
+            while !thread.is_finished() && Instant::now() < limit {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            self.abort.abort();
+        }
+        if thread.is_finished() {
+            // A panic has been reported by the panic hook; there is nothing else to learn.
+            let _ = thread.join();
+        } else {
+            log::warn!(
+                "mirror {}: its worker did not end in time",
+                self.config.name
+            );
+        }
+    }
+}
+
+fn source_error(why: io::Error) -> MirrorError {
+    MirrorError::Source {
+        change: "starting".to_string(),
+        why,
+    }
+}
+
+/// What the worker's thread owns.
+struct Life {
+    config: MirrorConfig,
+    journal: Arc<Journal>,
+    source: Arc<Source>,
+    live: Arc<Live>,
+    inbox: Inbox,
+    abort: Abort,
+    paused: bool,
+    /// Attempts that failed since the mirror was up.
+    failures: u32,
+}
+
+impl Life {
+    fn live(mut self) {
+        loop {
+            if self.paused {
+                self.live.resting(MirrorState::Paused, None, None);
+                if !self.wait(None) {
+                    return;
+                }
+                continue;
+            }
+            match self.session() {
+                Ok(Ended::Stopped) => return,
+                Ok(Ended::Paused) => {
+                    self.paused = true;
+                    log::info!("mirror {}: paused", self.config.name);
+                }
+                Err(why) => {
+                    let pause = self.failed(&why);
+                    if !self.wait(Some(Instant::now() + pause)) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for a notice to go on, or for `until`. Says whether to go on at all.
+    fn wait(&mut self, until: Option<Instant>) -> bool {
+        loop {
+            while let Some(notice) = self.inbox.next() {
+                match notice {
+                    Notice::Stop => return false,
+                    Notice::Pause => {
+                        self.paused = true;
+                        return true;
+                    }
+                    Notice::Resume => {
+                        self.paused = false;
+                        // Again: an attempt that ended after the notice was sent may have said otherwise.
+                        self.live.trying();
+                        return true;
+                    }
+                    Notice::Changes => {} // they wait in the journal
+                }
+            }
+            let left = match until {
+                Some(until) => until.saturating_duration_since(Instant::now()),
+                None => Duration::from_secs(3600),
+            };
+            if left.is_zero() {
+                return true;
+            }
+            self.inbox.wait(left);
+        }
+    }
+
+    /// One session from connect to end.
+    fn session(&mut self) -> Result<Ended, MirrorError> {
+        let name = self.config.name.clone();
+        let target = target(&self.config)?;
+        let mut remote = session::connect(&target, &self.abort)?;
+        let place = Place::new(self.config.path.as_bytes());
+        let reader = self.journal.reader()?;
+        let position = reader.mirror(&name)?;
+        let adopted = position.adopted;
+        let rules = prepare::prepare(&mut remote, &place, &position, self.config.preserve_owner)?;
+        if !adopted {
+            self.journal.adopt_mirror(&name)?;
+        }
+        self.journal.set_last_error(&name, None)?;
+        self.live.connected(prepare::unsupported(&rules));
+        match self.failures {
+            0 => log::info!("mirror {name}: connected to {}", self.config.host),
+            n => log::info!(
+                "mirror {name}: connected to {}, recovered after {n} failed attempt{}",
+                self.config.host,
+                if n == 1 { "" } else { "s" }
+            ),
+        }
+        let started = Instant::now();
+        let setup = Setup {
+            name: &name,
+            place,
+            rules,
+            source: &self.source,
+            journal: &self.journal,
+            reader: &reader,
+            inbox: &self.inbox,
+            live: &self.live,
+        };
+        let ended = Pipeline::new(setup, remote)?.run();
+        // A server that lets us in and then breaks off each time is not up.
+        if reader.mirror(&name)?.cursor > position.cursor || started.elapsed() > STEADY {
+            self.failures = 0;
+        }
+        ended
+    }
+
+    /// Notes a failure; says how long to wait.
+    fn failed(&mut self, why: &MirrorError) -> Duration {
+        let name = &self.config.name;
+        let class = why.class();
+        let pause = match class {
+            Class::Connection => backoff(&self.config, self.failures, jitter()),
+            Class::Mirror => self.config.backoff_max,
+        };
+        let text = why.to_string();
+        let state = match (class, why) {
+            (_, MirrorError::NeedsSync { .. } | MirrorError::Lacks { .. }) => {
+                MirrorState::NeedsSync
+            }
+            (Class::Mirror, _) => MirrorState::Stopped,
+            (Class::Connection, _) => MirrorState::Retrying,
+        };
+        self.live
+            .resting(state, Some(text.clone()), Some(Instant::now() + pause));
+        if let Err(why) = self.journal.set_last_error(name, Some(&text)) {
+            log::error!("mirror {name}: its error could not be noted: {why}");
+        }
+        // A line when it goes down and then at every doubling, not one a try.
+        self.failures += 1;
+        if self.failures.is_power_of_two() {
+            let seconds = pause.as_secs_f64();
+            log::warn!(
+                "mirror {name}: {text} (attempt {}, next in {seconds:.0} s)",
+                self.failures
+            );
+        }
+        pause
+    }
+}
+
+/// The pause after `failures` earlier failures: doubling from `backoff_min` to `backoff_max`, less up to
+/// a quarter by `jitter` (0 to 1).
+fn backoff(config: &MirrorConfig, failures: u32, jitter: f64) -> Duration {
+    let doubled = config
+        .backoff_min
+        .saturating_mul(1u32.checked_shl(failures).unwrap_or(u32::MAX));
+    doubled.min(config.backoff_max).mul_f64(1.0 - jitter / 4.0)
+}
+
+/// Something between 0 and 1 that differs from worker to worker.
+fn jitter() -> f64 {
+    use std::hash::{BuildHasher, Hasher};
+    let random = std::hash::RandomState::new().build_hasher().finish();
+    random as f64 / u64::MAX as f64
+}
+
+/// What the SFTP client has to know.
+fn target(config: &MirrorConfig) -> Result<Target, MirrorError> {
+    let passphrase = match &config.passphrase_file {
+        None => None,
+        Some(file) => {
+            let text = std::fs::read_to_string(file).map_err(|why| MirrorError::Passphrase {
+                file: file.clone(),
+                why: why.to_string(),
+            })?;
+            Some(Secret::new(text.lines().next().unwrap_or("")))
+        }
+    };
+    let login = match &config.login {
+        Login::Keys(files) => session::Login::Keys {
+            files: files.clone(),
+            passphrase,
+        },
+        Login::UsualKeys(files) => {
+            let files: Vec<_> = files.iter().filter(|f| f.exists()).cloned().collect();
+            if files.is_empty() {
+                return Err(MirrorError::NoKey);
+            }
+            session::Login::Keys { files, passphrase }
+        }
+        Login::Agent => session::Login::Agent { socket: None },
+    };
+    Ok(Target {
+        host: config.host.clone(),
+        port: config.port,
+        user: config.user.clone(),
+        login,
+        known_hosts: config.known_hosts.clone(),
+        compression: false,
+        connect_timeout: config.connect_timeout,
+        io_timeout: config.io_timeout,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_the_longest_and_jitter_only_shortens_them() {
+        let config = MirrorConfig {
+            name: "m".to_string(),
+            host: "h".to_string(),
+            port: 22,
+            user: "u".to_string(),
+            path: "/p".to_string(),
+            login: Login::Agent,
+            passphrase_file: None,
+            known_hosts: Vec::new(),
+            preserve_owner: false,
+            connect_timeout: Duration::from_secs(15),
+            io_timeout: Duration::from_secs(30),
+            backoff_min: Duration::from_secs(1),
+            backoff_max: Duration::from_secs(300),
+        };
+        let seconds: Vec<u64> = [0, 1, 2, 8, 9, 40, 4_000_000_000]
+            .iter()
+            .map(|n| backoff(&config, *n, 0.0).as_secs())
+            .collect();
+        assert_eq!(seconds, [1, 2, 4, 256, 300, 300, 300]);
+        assert_eq!(backoff(&config, 2, 1.0), Duration::from_secs(3));
+        assert!((0.0..=1.0).contains(&jitter()));
+    }
+}

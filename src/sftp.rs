@@ -6,6 +6,18 @@
 //!
 //! This module knows nothing of the journal or of changes.
 
+mod base64;
+pub mod channel;
+pub mod connect_error;
+mod in_flight;
+pub mod known_hosts;
+pub mod login;
+mod malformed;
+mod offers;
+pub mod session;
+mod tcp;
+pub mod wire;
+
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
@@ -263,6 +275,34 @@ pub trait Remote {
 
     /// Bytes sent and received on the SFTP channel so far.
     fn traffic(&self) -> (u64, u64);
+}
+
+impl<R: Remote> Remote for &mut R {
+    fn send(&mut self, request: Request) -> Ticket {
+        (**self).send(request)
+    }
+    fn pump(
+        &mut self,
+        timeout: Duration,
+        wake: Option<BorrowedFd<'_>>,
+    ) -> Result<(), SessionError> {
+        (**self).pump(timeout, wake)
+    }
+    fn reply(&mut self) -> Option<(Ticket, Reply)> {
+        (**self).reply()
+    }
+    fn outstanding(&self) -> usize {
+        (**self).outstanding()
+    }
+    fn unacknowledged_bytes(&self) -> usize {
+        (**self).unacknowledged_bytes()
+    }
+    fn features(&self) -> &Features {
+        (**self).features()
+    }
+    fn traffic(&self) -> (u64, u64) {
+        (**self).traffic()
+    }
 }
 
 /// Why a session ended.

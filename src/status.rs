@@ -1,1 +1,460 @@
-//! To be written.
+//! What `status` and `tasks` tell: pure data, its JSON, and its face for people.
+//!
+//! Dangers: names come from whoever may write to the source, and messages from servers, so nothing is
+//! shown before control characters (and those that turn the direction of text) are escaped; a
+//! script reads the JSON, so fields are added but never renamed, and [`Status::from_json`] takes what
+//! an older daemon leaves out as unknown.
+
+pub mod show;
+
+use serde_json::{Map, Value, json};
+use std::fmt;
+
+/// The whole: the mount, the log and every mirror.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Status {
+    /// The directory that is mirrored.
+    pub source: String,
+    /// Where it is mounted.
+    pub mount_point: String,
+    /// The daemon's process id; none: it is not running, and the rest comes from the journal.
+    pub pid: Option<u32>,
+    /// Whether the mount refuses changes because they cannot be recorded (J6).
+    pub read_only: bool,
+    /// Sequence number of the last change in the log; 0: there is none.
+    pub last_seq: u64,
+    /// Size of the log on disk in bytes.
+    pub log_bytes: u64,
+    /// The mirrors, in the order of the configuration.
+    pub mirrors: Vec<MirrorStatus>,
+}
+
+/// One mirror.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct MirrorStatus {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Host name or address.
+    pub host: String,
+    /// Port of its SSH server.
+    pub port: u16,
+    /// The account.
+    pub user: String,
+    /// The directory there.
+    pub path: String,
+    /// How it is doing.
+    pub state: MirrorState,
+    /// Changes it has not got yet.
+    pub pending_ops: u64,
+    /// Bytes of file data in them, at most.
+    pub pending_bytes: u64,
+    /// Changes that failed for good reason and wait for a person (R5).
+    pub parked_ops: u64,
+    /// How long ago the oldest change it has not got was made; none: it has all.
+    pub oldest_pending_seconds: Option<u64>,
+    /// It has every change up to this sequence number.
+    pub applied_seq: u64,
+    /// Bytes of file data it got a second, lately.
+    pub bytes_per_second: u64,
+    /// When it will have everything, at this rate; none: not known.
+    pub eta_seconds: Option<u64>,
+    /// What is being sent, as `tasks` shows it; none: nothing.
+    pub current: Option<String>,
+    /// Its last error that still matters, in one line.
+    pub last_error: Option<String>,
+    /// When it is tried again; none: it is not waiting.
+    pub retry_in_seconds: Option<u64>,
+    /// What it, or SFTP, cannot do that the source would need, each in a few words.
+    pub unsupported: Vec<String>,
+}
+
+/// How a mirror is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MirrorState {
+    /// It has everything.
+    Synced,
+    /// It is getting changes.
+    Syncing,
+    /// It cannot be reached; it is tried again by itself.
+    Retrying,
+    /// An administrator paused it.
+    Paused,
+    /// It waits for a person: see its last error. (Also where the daemon is down.)
+    #[default]
+    Stopped,
+    /// The log does not reach back to what it has: it needs a full sync.
+    NeedsSync,
+}
+
+impl MirrorState {
+    /// All of them.
+    pub const ALL: [MirrorState; 6] = [
+        MirrorState::Synced,
+        MirrorState::Syncing,
+        MirrorState::Retrying,
+        MirrorState::Paused,
+        MirrorState::Stopped,
+        MirrorState::NeedsSync,
+    ];
+
+    /// The word for it in JSON and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            MirrorState::Synced => "synced",
+            MirrorState::Syncing => "syncing",
+            MirrorState::Retrying => "retrying",
+            MirrorState::Paused => "paused",
+            MirrorState::Stopped => "stopped",
+            MirrorState::NeedsSync => "needs-sync",
+        }
+    }
+
+    /// The state of that name.
+    pub fn from_name(name: &str) -> Option<MirrorState> {
+        MirrorState::ALL.into_iter().find(|s| s.name() == name)
+    }
+}
+
+impl fmt::Display for MirrorState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// One change that a mirror has not got yet.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Task {
+    /// Its sequence number.
+    pub seq: u64,
+    /// The mirror that lacks it.
+    pub mirror: String,
+    /// Its kind: see [`Change::verb`](crate::change::Change::verb).
+    pub verb: String,
+    /// Its path, as [`RelPath`](crate::change::RelPath) shows it.
+    pub path: String,
+    /// The second path of a move, link or exchange.
+    pub second_path: Option<String>,
+    /// Bytes of file data in it, at most.
+    pub bytes: u64,
+    /// How long ago it was made.
+    pub age_seconds: u64,
+    /// Why it is parked; none: it is not.
+    pub error: Option<String>,
+}
+
+/// Why a JSON text is no status: which field is missing or of the wrong kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StatusError(String);
+
+impl fmt::Display for StatusError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the daemon's answer has no proper `{}`: is the daemon of another version? Restart it",
+            self.0
+        )
+    }
+}
+
+impl std::error::Error for StatusError {}
+
+impl Status {
+    /// As `status --json` prints it.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "source": self.source,
+            "mount_point": self.mount_point,
+            "pid": self.pid,
+            "read_only": self.read_only,
+            "log": {"last_seq": self.last_seq, "bytes": self.log_bytes},
+            "mirrors": self.mirrors.iter().map(MirrorStatus::to_json).collect::<Vec<_>>(),
+        })
+    }
+
+    /// Reads what [`Status::to_json`] made; unknown fields are passed over.
+    ///
+    /// # Errors
+    /// A field is missing that every version has, or is of another kind.
+    pub fn from_json(value: &Value) -> Result<Status, StatusError> {
+        let fields = Fields::of(value, "status")?;
+        let log = Fields::of(fields.get("log")?, "log")?;
+        Ok(Status {
+            source: fields.text("source")?,
+            mount_point: fields.text("mount_point")?,
+            pid: fields.maybe_number("pid")?,
+            read_only: fields.get("read_only")?.as_bool().ok_or(bad("read_only"))?,
+            last_seq: log.number("last_seq")?,
+            log_bytes: log.number("bytes")?,
+            mirrors: list(fields.get("mirrors")?, "mirrors", MirrorStatus::from_json)?,
+        })
+    }
+}
+
+impl MirrorStatus {
+    /// As one element of `mirrors` in `status --json`.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "name": self.name,
+            "host": self.host,
+            "port": self.port,
+            "user": self.user,
+            "path": self.path,
+            "state": self.state.name(),
+            "pending_ops": self.pending_ops,
+            "pending_bytes": self.pending_bytes,
+            "parked_ops": self.parked_ops,
+            "oldest_pending_seconds": self.oldest_pending_seconds,
+            "applied_seq": self.applied_seq,
+            "bytes_per_second": self.bytes_per_second,
+            "eta_seconds": self.eta_seconds,
+            "current": self.current,
+            "last_error": self.last_error,
+            "retry_in_seconds": self.retry_in_seconds,
+            "unsupported": self.unsupported,
+        })
+    }
+
+    /// Reads what [`MirrorStatus::to_json`] made.
+    ///
+    /// # Errors
+    /// As [`Status::from_json`].
+    pub fn from_json(value: &Value) -> Result<MirrorStatus, StatusError> {
+        let fields = Fields::of(value, "mirrors")?;
+        let state = fields.text("state")?;
+        Ok(MirrorStatus {
+            name: fields.text("name")?,
+            host: fields.text("host")?,
+            port: fields.number("port")?,
+            user: fields.text("user")?,
+            path: fields.text("path")?,
+            state: MirrorState::from_name(&state).ok_or(bad("state"))?,
+            pending_ops: fields.number("pending_ops")?,
+            pending_bytes: fields.number("pending_bytes")?,
+            parked_ops: fields.number("parked_ops")?,
+            oldest_pending_seconds: fields.maybe_number("oldest_pending_seconds")?,
+            applied_seq: fields.number("applied_seq")?,
+            bytes_per_second: fields.number("bytes_per_second")?,
+            eta_seconds: fields.maybe_number("eta_seconds")?,
+            current: fields.maybe_text("current")?,
+            last_error: fields.maybe_text("last_error")?,
+            retry_in_seconds: fields.maybe_number("retry_in_seconds")?,
+            unsupported: list(fields.get("unsupported")?, "unsupported", |v| {
+                v.as_str().map(str::to_string).ok_or(bad("unsupported"))
+            })?,
+        })
+    }
+}
+
+impl Task {
+    /// As one element of the list that `tasks --json` prints.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "seq": self.seq,
+            "mirror": self.mirror,
+            "verb": self.verb,
+            "path": self.path,
+            "second_path": self.second_path,
+            "bytes": self.bytes,
+            "age_seconds": self.age_seconds,
+            "error": self.error,
+        })
+    }
+
+    /// Reads what [`Task::to_json`] made.
+    ///
+    /// # Errors
+    /// As [`Status::from_json`].
+    pub fn from_json(value: &Value) -> Result<Task, StatusError> {
+        let fields = Fields::of(value, "tasks")?;
+        Ok(Task {
+            seq: fields.number("seq")?,
+            mirror: fields.text("mirror")?,
+            verb: fields.text("verb")?,
+            path: fields.text("path")?,
+            second_path: fields.maybe_text("second_path")?,
+            bytes: fields.number("bytes")?,
+            age_seconds: fields.number("age_seconds")?,
+            error: fields.maybe_text("error")?,
+        })
+    }
+
+    /// A list of tasks as `tasks --json` prints it.
+    pub fn list_to_json(tasks: &[Task]) -> Value {
+        tasks.iter().map(Task::to_json).collect()
+    }
+
+    /// Reads what [`Task::list_to_json`] made.
+    ///
+    /// # Errors
+    /// As [`Status::from_json`].
+    pub fn list_from_json(value: &Value) -> Result<Vec<Task>, StatusError> {
+        list(value, "tasks", Task::from_json)
+    }
+}
+
+fn bad(field: &str) -> StatusError {
+    StatusError(field.to_string())
+}
+
+fn list<T>(
+    value: &Value,
+    name: &str,
+    read: impl Fn(&Value) -> Result<T, StatusError>,
+) -> Result<Vec<T>, StatusError> {
+    let all = value.as_array().ok_or(bad(name))?;
+    all.iter().map(read).collect()
+}
+
+/// The fields of a JSON object.
+struct Fields<'a>(&'a Map<String, Value>);
+
+impl<'a> Fields<'a> {
+    fn of(value: &'a Value, name: &str) -> Result<Fields<'a>, StatusError> {
+        value.as_object().map(Fields).ok_or(bad(name))
+    }
+
+    fn get(&self, name: &str) -> Result<&'a Value, StatusError> {
+        self.0.get(name).ok_or(bad(name))
+    }
+
+    fn text(&self, name: &str) -> Result<String, StatusError> {
+        self.maybe_text(name)?.ok_or(bad(name))
+    }
+
+    fn maybe_text(&self, name: &str) -> Result<Option<String>, StatusError> {
+        match self.0.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.clone())),
+            Some(_) => Err(bad(name)),
+        }
+    }
+
+    fn number<T: TryFrom<u64>>(&self, name: &str) -> Result<T, StatusError> {
+        self.maybe_number(name)?.ok_or(bad(name))
+    }
+
+    fn maybe_number<T: TryFrom<u64>>(&self, name: &str) -> Result<Option<T>, StatusError> {
+        match self.0.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => {
+                let number = value.as_u64().and_then(|n| T::try_from(n).ok());
+                number.map(Some).ok_or(bad(name))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn full() -> Status {
+        Status {
+            source: "/srv/www".into(),
+            mount_point: "/srv/www".into(),
+            pid: Some(4711),
+            read_only: true,
+            last_seq: 99,
+            log_bytes: 4096,
+            mirrors: MirrorState::ALL
+                .into_iter()
+                .map(|state| MirrorStatus {
+                    name: format!("m-{state}"),
+                    host: "h".into(),
+                    port: 22,
+                    user: "u".into(),
+                    path: "/p".into(),
+                    state,
+                    pending_ops: 1,
+                    pending_bytes: 2,
+                    parked_ops: 3,
+                    oldest_pending_seconds: Some(4),
+                    applied_seq: 5,
+                    bytes_per_second: 6,
+                    eta_seconds: Some(7),
+                    current: Some("content a".into()),
+                    last_error: Some("connection lost".into()),
+                    retry_in_seconds: Some(8),
+                    unsupported: vec!["hardlink@openssh.com".into()],
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn json_and_back_is_the_same() {
+        let status = full();
+        assert_eq!(Status::from_json(&status.to_json()), Ok(status));
+        let empty = Status {
+            mirrors: vec![MirrorStatus::default()],
+            ..Status::default()
+        };
+        assert_eq!(Status::from_json(&empty.to_json()), Ok(empty));
+        let tasks = [
+            Task::default(),
+            Task {
+                seq: 1,
+                mirror: "web2".into(),
+                verb: "rename".into(),
+                path: "a".into(),
+                second_path: Some("b".into()),
+                bytes: 2,
+                age_seconds: 3,
+                error: Some("permission denied".into()),
+            },
+        ];
+        assert_eq!(
+            Task::list_from_json(&Task::list_to_json(&tasks)),
+            Ok(tasks.to_vec())
+        );
+    }
+
+    /// The names that scripts rely on: this list only grows.
+    #[test]
+    fn no_field_of_the_json_is_ever_renamed() {
+        let json = full().to_json();
+        let keys = |v: &Value| {
+            let mut keys: Vec<String> = v.as_object().unwrap().keys().cloned().collect();
+            keys.sort();
+            keys.join(" ")
+        };
+        assert_eq!(keys(&json), "log mirrors mount_point pid read_only source");
+        assert_eq!(keys(&json["log"]), "bytes last_seq");
+        assert_eq!(
+            keys(&json["mirrors"][0]),
+            "applied_seq bytes_per_second current eta_seconds host last_error name \
+             oldest_pending_seconds parked_ops path pending_bytes pending_ops port retry_in_seconds \
+             state unsupported user"
+        );
+        let names: Vec<&str> = MirrorState::ALL.iter().map(|s| s.name()).collect();
+        assert_eq!(
+            names.join(" "),
+            "synced syncing retrying paused stopped needs-sync"
+        );
+    }
+
+    #[test]
+    fn a_broken_answer_names_the_field() {
+        for (pointer, value, field) in [
+            ("/log/bytes", json!("many"), "bytes"),
+            ("/log", json!(5), "log"),
+            ("/pid", json!(-1), "pid"),
+            ("/mirrors/0/state", json!("happy"), "state"),
+            ("/mirrors/0/port", json!(65536), "port"),
+            ("/mirrors/0/name", json!(null), "name"),
+            ("/mirrors/0/unsupported", json!([1]), "unsupported"),
+        ] {
+            let mut json = full().to_json();
+            *json.pointer_mut(pointer).unwrap() = value;
+            assert_eq!(Status::from_json(&json), Err(bad(field)), "{pointer}");
+        }
+    }
+
+    #[test]
+    fn fields_of_a_newer_daemon_are_passed_over() {
+        let mut json = full().to_json();
+        json["mood"] = json!("fine");
+        json["mirrors"][0]["mood"] = json!({});
+        assert_eq!(Status::from_json(&json), Ok(full()));
+    }
+}

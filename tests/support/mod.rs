@@ -2,7 +2,9 @@
 #![allow(dead_code)]
 
 pub mod daemon;
+pub mod fake_server;
 pub mod mounts;
+pub mod random;
 pub mod relay;
 pub mod sshd;
 pub mod tree;

@@ -1,0 +1,48 @@
+# make check    what has to pass before a commit: lint and test
+# make demo     see it work: two mirrors on this machine, one of them goes away and comes back
+# make install  DESTDIR= PREFIX=/usr/local SYSCONFDIR=/etc (with another PREFIX: PREFIX/etc)
+
+PREFIX = /usr/local
+SYSCONFDIR = $(if $(filter /usr /usr/local,$(PREFIX)),/etc,$(PREFIX)/etc)
+DESTDIR =
+CARGO = cargo
+TARGET = $(or $(CARGO_TARGET_DIR),target)
+
+.PHONY: all build test lint check bench demo example install deps clean
+
+all: build
+
+build:
+	$(CARGO) build --release --locked
+
+# The tests mount file systems and start SSH servers of their own: they need root and /dev/fuse.
+test: deps
+	$(CARGO) test --locked
+
+lint: deps
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+check: lint test
+
+bench: deps
+	$(CARGO) bench --locked
+
+demo:
+	packaging/demo.sh
+
+# Writes proxyfs.ini.example from the table of settings.
+example:
+	$(CARGO) test --locked --test suite config::write_the_example_file -- --exact --ignored
+
+install: build
+	install -D -m 755 $(TARGET)/release/proxyfs $(DESTDIR)$(PREFIX)/bin/proxyfs
+	install -D -m 644 proxyfs.ini.example $(DESTDIR)$(SYSCONFDIR)/proxyfs/proxyfs.ini.example
+	install -d -m 755 $(DESTDIR)$(SYSCONFDIR)/proxyfs/mirrors.d
+
+# The Debian packages for building and testing, where they are missing.
+deps:
+	packaging/install-build-deps
+
+clean:
+	$(CARGO) clean

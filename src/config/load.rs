@@ -1,0 +1,473 @@
+//! From files to a [`Config`]: which sections there may be, which keys they must have, and what
+//! their values may not be together.
+//!
+//! Problems are collected, not returned at the first: an administrator repairs a file in one go.
+//! What is missing or bad keeps its blank value meanwhile, and the checks across values leave such
+//! alone, so that one mistake is reported once.
+
+use super::problem::{self, ConfigError, Fault, Problem};
+use super::text::{self, RawSection};
+use super::values::{self, Refusal};
+use super::{Absent, Apply, Config, Login, MirrorConfig, Overrides, SETTINGS};
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// See [`Config::load`].
+pub(super) fn load(path: &Path, overrides: &Overrides) -> Result<Config, ConfigError> {
+    let file = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    let mut loader = Loader::new(file);
+    loader.main_file(overrides);
+    loader.mirror_files();
+    loader.check_paths();
+    loader.check_times();
+    loader.check_mirrors();
+    let mut config = loader.config;
+    if !loader.problems.is_empty() {
+        let mut problems = loader.problems;
+        problems.sort_by_key(|p| (p.file != config.file, p.file.clone(), p.line));
+        return Err(ConfigError(problems));
+    }
+    if config.mirrors.is_empty() {
+        let file = config.file.display();
+        config.warnings.push(format!(
+            "{file}: there is no mirror: add a section [mirror NAME] (see proxyfs.ini.example)"
+        ));
+    }
+    Ok(config)
+}
+
+/// Where a section or one of its keys stands.
+#[derive(Clone)]
+struct Place {
+    file: PathBuf,
+    line: Option<usize>,
+    keys: HashMap<&'static str, usize>,
+}
+
+impl Place {
+    /// The first of `keys` that the file has, else the section.
+    fn of(&self, keys: &[&str]) -> Option<usize> {
+        let found = keys.iter().find_map(|k| self.keys.get(k).copied());
+        found.or(self.line)
+    }
+}
+
+struct Loader {
+    config: Config,
+    /// Where `[proxyfs]` is.
+    main: Place,
+    /// Where each of `config.mirrors` is.
+    places: Vec<Place>,
+    problems: Vec<Problem>,
+}
+
+impl Loader {
+    fn new(file: PathBuf) -> Loader {
+        Loader {
+            main: Place {
+                file: file.clone(),
+                line: None,
+                keys: HashMap::new(),
+            },
+            config: Config::blank(file),
+            places: Vec::new(),
+            problems: Vec::new(),
+        }
+    }
+
+    fn problem(&mut self, file: &Path, line: Option<usize>, fault: Fault) {
+        self.problems.push(Problem {
+            file: file.to_path_buf(),
+            line,
+            fault,
+        });
+    }
+
+    /// The sections of a file; none where that fails, which is a problem then.
+    fn sections(&mut self, file: &Path) -> Option<Vec<RawSection>> {
+        match std::fs::read(file) {
+            Ok(bytes) => match text::read(file, &bytes) {
+                Ok(sections) => return Some(sections),
+                Err(problems) => self.problems.extend(problems),
+            },
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                self.problem(file, None, Fault::Missing);
+            }
+            Err(e) => self.problem(file, None, Fault::Unreadable(e.to_string())),
+        }
+        None
+    }
+
+    fn main_file(&mut self, overrides: &Overrides) {
+        let file = self.config.file.clone();
+        let Some(sections) = self.sections(&file) else {
+            return;
+        };
+        let mut main = RawSection {
+            name: "proxyfs".to_string(),
+            line: 0,
+            entries: Vec::new(),
+        };
+        let mut mirrors = Vec::new();
+        for section in sections {
+            if section.name == "proxyfs" {
+                if main.line > 0 {
+                    let fault = Fault::DuplicateSection {
+                        name: section.name,
+                        first: format!("line {}", main.line),
+                    };
+                    self.problem(&file, Some(section.line), fault);
+                } else {
+                    main = section;
+                }
+            } else if let Some(name) = mirror_of(&section.name) {
+                mirrors.push((name.to_string(), section));
+            } else {
+                let fault = Fault::UnknownSection {
+                    advice: unknown_section(&section.name),
+                    name: section.name,
+                };
+                self.problem(&file, Some(section.line), fault);
+            }
+        }
+        self.main_section(&main, overrides);
+        for (name, section) in mirrors {
+            self.mirror_section(&file, &name, &section);
+        }
+    }
+
+    fn main_section(&mut self, section: &RawSection, overrides: &Overrides) {
+        let mut config = self.config.clone();
+        let file = self.config.file.clone();
+        let mut known = Vec::new();
+        known.extend(overrides.source.as_ref().map(|_| "source"));
+        known.extend(overrides.mount_point.as_ref().map(|_| "mount_point"));
+        self.main = self.fill(&file, section, false, &known, |apply, value| match apply {
+            Apply::Proxyfs(apply) => apply(&mut config, value),
+            Apply::Mirror(_) => Ok(()),
+        });
+        if let Some(path) = &overrides.source {
+            config.source = absolute(path);
+        }
+        if let Some(path) = &overrides.mount_point {
+            config.mount_point = absolute(path);
+        }
+        self.config = config;
+    }
+
+    fn mirror_section(&mut self, file: &Path, name: &str, section: &RawSection) {
+        if let Err(why) = values::mirror_name(name) {
+            let name = name.to_string();
+            return self.problem(file, Some(section.line), Fault::BadMirrorName { name, why });
+        }
+        let earlier = self.config.mirrors.iter().position(|m| m.name == name);
+        if let Some(first) = earlier.map(|i| &self.places[i]) {
+            let line = first.line.unwrap_or(1);
+            let fault = Fault::DuplicateSection {
+                name: section.name.clone(),
+                first: if first.file == file {
+                    format!("line {line}")
+                } else {
+                    format!("{}:{line}", first.file.display())
+                },
+            };
+            return self.problem(file, Some(section.line), fault);
+        }
+        let mut mirror = MirrorConfig::blank(name.to_string());
+        let place = self.fill(file, section, true, &[], |apply, value| match apply {
+            Apply::Mirror(apply) => apply(&mut mirror, value),
+            Apply::Proxyfs(_) => Ok(()),
+        });
+        self.config.mirrors.push(mirror);
+        self.places.push(place);
+    }
+
+    /// Goes through the keys of one section, one of a mirror or `[proxyfs]`, and has `apply` take
+    /// the values and defaults. Keys in `known` may be missing.
+    fn fill(
+        &mut self,
+        file: &Path,
+        section: &RawSection,
+        of_mirror: bool,
+        known: &[&str],
+        mut apply: impl FnMut(Apply, &str) -> Result<(), Refusal>,
+    ) -> Place {
+        let line = Some(section.line).filter(|l| *l > 0);
+        let mut place = Place {
+            file: file.to_path_buf(),
+            line,
+            keys: HashMap::new(),
+        };
+        let settings = || SETTINGS.iter().filter(|s| s.is_of_mirror() == of_mirror);
+        for setting in settings() {
+            let Some(entry) = section.entries.iter().find(|e| e.key == setting.name) else {
+                match setting.absent {
+                    Absent::Unset(_) => {}
+                    Absent::Required(_) if known.contains(&setting.name) => {}
+                    Absent::Required(example) => {
+                        let fault = Fault::MissingKey {
+                            key: setting.name,
+                            section: section.name.clone(),
+                            example,
+                        };
+                        self.problem(file, line, fault);
+                    }
+                    Absent::Default(text) => {
+                        let key = setting.name;
+                        if let Err(why) = apply(setting.apply, text) {
+                            let why = format!("the default of `{key}` does not fit here: {why}");
+                            self.problem(file, line, Fault::Conflict(why));
+                        }
+                    }
+                }
+                continue;
+            };
+            place.keys.insert(setting.name, entry.line);
+            if let Err(why) = apply(setting.apply, &entry.value) {
+                let fault = Fault::BadValue {
+                    key: entry.key.clone(),
+                    value: entry.value.clone(),
+                    why,
+                };
+                self.problem(file, Some(entry.line), fault);
+            }
+        }
+        for entry in &section.entries {
+            let key = entry.key.clone();
+            match place.keys.iter().find(|(k, _)| **k == key) {
+                None => {
+                    let section = section.name.clone();
+                    let names: Vec<&str> = settings().map(|s| s.name).collect();
+                    let advice = unknown_key(&key, &names);
+                    let fault = Fault::UnknownKey {
+                        key,
+                        section,
+                        advice,
+                    };
+                    self.problem(file, Some(entry.line), fault);
+                }
+                Some((_, first)) if *first != entry.line => {
+                    let first = *first;
+                    self.problem(file, Some(entry.line), Fault::DuplicateKey { key, first });
+                }
+                Some(_) => {}
+            }
+        }
+        place
+    }
+
+    /// The files of `mirrors.d`, by name. That the directory is missing is fine.
+    fn mirror_files(&mut self) {
+        let directory = match self.config.file.parent() {
+            Some(parent) => parent.join("mirrors.d"),
+            None => return,
+        };
+        let names = std::fs::read_dir(&directory)
+            .and_then(|entries| entries.map(|e| e.map(|e| e.file_name())).collect());
+        let mut names: Vec<_> = match names {
+            Ok(names) => names,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return,
+            Err(e) => {
+                let fault = Fault::Unreadable(e.to_string());
+                return self.problem(&directory, None, fault);
+            }
+        };
+        names.sort();
+        for name in names {
+            let file = directory.join(&name);
+            let shown = name.to_string_lossy();
+            match name.to_str().and_then(|n| n.strip_suffix(".ini")) {
+                _ if shown.starts_with('.') => {}
+                Some(stem) => self.mirror_file(&file, stem),
+                None => self.config.warnings.push(format!(
+                    "{}: ignored, because its name does not end in .ini",
+                    file.display()
+                )),
+            }
+        }
+    }
+
+    fn mirror_file(&mut self, file: &Path, stem: &str) {
+        let before = self.problems.len();
+        let Some(sections) = self.sections(file) else {
+            return;
+        };
+        let mut any = false;
+        for section in sections {
+            if mirror_of(&section.name) == Some(stem) {
+                any = true;
+                self.mirror_section(file, stem, &section);
+            } else {
+                let fault = Fault::UnknownSection {
+                    name: section.name,
+                    advice: format!("this file is for [mirror {stem}] only, as its name says"),
+                };
+                self.problem(file, Some(section.line), fault);
+            }
+        }
+        if !any && self.problems.len() == before {
+            let why = format!("there is no section [mirror {stem}]: add it, or remove the file");
+            self.problem(file, None, Fault::Conflict(why));
+        }
+    }
+
+    /// How the directories may lie to one another. Symbolic links are followed, as far as they exist.
+    fn check_paths(&mut self) {
+        let config = &self.config;
+        if config.source.as_os_str().is_empty() || config.mount_point.as_os_str().is_empty() {
+            return;
+        }
+        let (source, mount) = (resolve(&config.source), resolve(&config.mount_point));
+        let mut conflicts = Vec::new();
+        let nested = source != mount && (source.starts_with(&mount) || mount.starts_with(&source));
+        if nested {
+            let why = "mount_point and source must be the same directory, or neither inside the \
+                       other: set mount_point to the source (recommended) or to a directory \
+                       elsewhere";
+            conflicts.push((&["mount_point", "source"][..], why.to_string()));
+        }
+        let kept = [
+            ("state_dir", Some(&config.state_dir)),
+            ("run_dir", Some(&config.run_dir)),
+            ("log_file", config.log_file.as_ref()),
+        ];
+        for (key, path) in kept {
+            let Some(path) = path.filter(|p| !p.as_os_str().is_empty()) else {
+                continue;
+            };
+            let real = resolve(path);
+            let around = [("source", &source), ("mount_point", &mount)];
+            if let Some((outer, _)) = around.iter().find(|(_, o)| real.starts_with(o)) {
+                let place = match key {
+                    "state_dir" => &["state_dir", "source", "mount_point"][..],
+                    "run_dir" => &["run_dir", "source", "mount_point"],
+                    _ => &["log_file"],
+                };
+                conflicts.push((
+                    place,
+                    format!(
+                        "{key} ({}) is inside {outer}, where ProxyFS would mirror its own files: \
+                         choose a place outside",
+                        path.display()
+                    ),
+                ));
+            }
+        }
+        let file = self.config.file.clone();
+        for (keys, why) in conflicts {
+            let line = self.main.of(keys);
+            self.problem(&file, line, Fault::Conflict(why));
+        }
+    }
+
+    fn check_times(&mut self) {
+        let mut conflicts = Vec::new();
+        let mut ordered = |place: &Place, low: (&str, Duration), high: (&str, Duration)| {
+            // Zero: the value is missing because of another problem.
+            if low.1 > high.1 && !high.1.is_zero() {
+                let why = format!(
+                    "{} ({}) must not be longer than {} ({})",
+                    low.0,
+                    values::show_duration(low.1),
+                    high.0,
+                    values::show_duration(high.1)
+                );
+                conflicts.push((place.file.clone(), place.of(&[low.0, high.0]), why));
+            }
+        };
+        let c = &self.config;
+        ordered(
+            &self.main,
+            ("flush_after", c.flush_after),
+            ("flush_max", c.flush_max),
+        );
+        for (mirror, place) in c.mirrors.iter().zip(&self.places) {
+            ordered(
+                place,
+                ("backoff_min", mirror.backoff_min),
+                ("backoff_max", mirror.backoff_max),
+            );
+        }
+        for (file, line, why) in conflicts {
+            self.problem(&file, line, Fault::Conflict(why));
+        }
+    }
+
+    fn check_mirrors(&mut self) {
+        let mut seen: HashMap<(String, u16, &str, &str), &str> = HashMap::new();
+        let mut conflicts = Vec::new();
+        for (mirror, place) in self.config.mirrors.iter().zip(&self.places) {
+            if mirror.login == Login::Agent && mirror.passphrase_file.is_some() {
+                let why = "passphrase_file is of no use with `key = agent`: remove it".to_string();
+                conflicts.push((place.clone(), &["passphrase_file"][..], why));
+            }
+            if mirror.host.is_empty() || mirror.user.is_empty() || mirror.path.is_empty() {
+                continue;
+            }
+            let host = mirror.host.to_lowercase();
+            let target = (
+                host,
+                mirror.port,
+                mirror.user.as_str(),
+                mirror.path.as_str(),
+            );
+            if let Some(first) = seen.insert(target, &mirror.name) {
+                let why = format!(
+                    "the mirrors `{first}` and `{}` are the same directory ({}@{}:{}, port {}): \
+                     remove one of them",
+                    mirror.name, mirror.user, mirror.host, mirror.path, mirror.port
+                );
+                conflicts.push((place.clone(), &["path"], why));
+            }
+        }
+        for (place, keys, why) in conflicts {
+            self.problem(&place.file, place.of(keys), Fault::Conflict(why));
+        }
+    }
+}
+
+/// What to write instead of an unknown key: the near miss of this section, or the section where such
+/// a key belongs.
+fn unknown_key(key: &str, names: &[&str]) -> String {
+    match SETTINGS.iter().find(|s| s.name == key) {
+        Some(other) if other.is_of_mirror() => "it belongs into [mirror NAME]".to_string(),
+        Some(_) => "it belongs into [proxyfs]".to_string(),
+        None => problem::advice(key, names),
+    }
+}
+
+/// What to write instead of an unknown section.
+fn unknown_section(name: &str) -> String {
+    let (word, rest) = name.split_once(' ').unwrap_or((name, "NAME"));
+    match problem::nearest(word, &["proxyfs", "mirror", "mirrors"]) {
+        Some("proxyfs") => "did you mean [proxyfs]?".to_string(),
+        Some(_) => format!("did you mean [mirror {}]?", rest.trim()),
+        None => "known are [proxyfs] and [mirror NAME]".to_string(),
+    }
+}
+
+/// A path of the command line, from the root on.
+fn absolute(path: &Path) -> PathBuf {
+    values::tidy(&std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()))
+}
+
+/// NAME of `mirror NAME`.
+fn mirror_of(section: &str) -> Option<&str> {
+    match section.split_once(char::is_whitespace) {
+        Some(("mirror", name)) => Some(name.trim()),
+        Some(_) => None,
+        None => Some("").filter(|_| section == "mirror"),
+    }
+}
+
+/// The path with the symbolic links of its existing part followed.
+fn resolve(path: &Path) -> PathBuf {
+    for above in path.ancestors() {
+        if let (Ok(real), Ok(rest)) = (above.canonicalize(), path.strip_prefix(above)) {
+            return values::tidy(&real.join(rest));
+        }
+    }
+    path.to_path_buf()
+}

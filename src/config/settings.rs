@@ -1,0 +1,315 @@
+//! The one table of settings: what the parser accepts, what the example file shows and what help
+//! texts say all come from [`SETTINGS`]. A new setting is one entry here and one field of
+//! [`Config`] or [`MirrorConfig`].
+
+use super::values::{self, Refusal};
+use super::{Config, Login, MirrorConfig};
+use std::fmt::Write;
+use std::time::Duration;
+
+/// One setting.
+pub struct Setting {
+    /// The key, as it is written in the file.
+    pub name: &'static str,
+    /// What holds where the file has no such key.
+    pub absent: Absent,
+    /// For people: what it does, in one or a few sentences.
+    pub help: &'static str,
+    /// Checks a value and puts it in its place; also says which kind of section the key is for.
+    pub apply: Apply,
+}
+
+/// What holds where a setting is not given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Absent {
+    /// It must be given; the text is an example.
+    Required(&'static str),
+    /// This text is taken, as if it stood in the file.
+    Default(&'static str),
+    /// It has no value then (its help says what that means); the text is an example.
+    Unset(&'static str),
+}
+
+/// Where a setting belongs, and how its value gets there.
+#[derive(Clone, Copy)]
+pub enum Apply {
+    /// A key of `[proxyfs]`.
+    Proxyfs(fn(&mut Config, &str) -> Result<(), Refusal>),
+    /// A key of a `[mirror NAME]`.
+    Mirror(fn(&mut MirrorConfig, &str) -> Result<(), Refusal>),
+}
+
+impl Setting {
+    /// Whether the key is one of `[mirror NAME]`; else of `[proxyfs]`.
+    pub fn is_of_mirror(&self) -> bool {
+        matches!(self.apply, Apply::Mirror(_))
+    }
+}
+
+/// More threads do not help (each takes a 16 MiB buffer).
+const MOST_THREADS: usize = 32;
+const SHORTEST: Duration = Duration::from_millis(10);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The keys that are tried where a mirror names none: those of OpenSSH, best first.
+const USUAL_KEYS: &str = "~/.ssh/id_ed25519, ~/.ssh/id_ecdsa, ~/.ssh/id_rsa";
+
+/// All settings, in the order of the example file.
+pub const SETTINGS: &[Setting] = &[
+    Setting {
+        name: "source",
+        absent: Absent::Required("/srv/www"),
+        help: "The directory whose content the mirrors get: an absolute path.",
+        apply: Apply::Proxyfs(|c, v| set(&mut c.source, values::local_path(v))),
+    },
+    Setting {
+        name: "mount_point",
+        absent: Absent::Required("/srv/www"),
+        help: "Where applications see it. The source itself is the recommended place: nothing can \
+               bypass the log then, and no application changes its paths. Else a directory \
+               outside of the source.",
+        apply: Apply::Proxyfs(|c, v| set(&mut c.mount_point, values::local_path(v))),
+    },
+    Setting {
+        name: "state_dir",
+        absent: Absent::Default("/var/lib/proxyfs"),
+        help: "Where the log of changes is kept. It must survive reboots and lie outside of the \
+               source and the mount point.",
+        apply: Apply::Proxyfs(|c, v| set(&mut c.state_dir, values::local_path(v))),
+    },
+    Setting {
+        name: "run_dir",
+        absent: Absent::Default("/run/proxyfs"),
+        help: "Where the pid file and the socket for commands are, outside of the source and the \
+               mount point.",
+        apply: Apply::Proxyfs(|c, v| set(&mut c.run_dir, values::local_path(v))),
+    },
+    Setting {
+        name: "log_file",
+        absent: Absent::Unset("/var/log/proxyfs.log"),
+        help: "The file for messages. Not set: they go to the standard error output, which \
+               systemd's journal keeps.",
+        apply: Apply::Proxyfs(|c, v| set(&mut c.log_file, values::local_path(v).map(Some))),
+    },
+    Setting {
+        name: "log_level",
+        absent: Absent::Default("info"),
+        help: "How much is told: error, warn, info, debug or trace.",
+        apply: Apply::Proxyfs(|c, v| set(&mut c.log_level, values::log_level(v))),
+    },
+    Setting {
+        name: "threads",
+        absent: Absent::Default("2"),
+        help: "How many threads serve the mount, 1 to 32. Each takes up to 16 MiB.",
+        apply: Apply::Proxyfs(|c, v| set(&mut c.threads, values::number(v, 1, MOST_THREADS))),
+    },
+    Setting {
+        name: "flush_after",
+        absent: Absent::Default("5s"),
+        help: "A file that stays open is sent when it was not written to for so long.",
+        apply: Apply::Proxyfs(|c, v| set(&mut c.flush_after, values::duration(v, SHORTEST))),
+    },
+    Setting {
+        name: "flush_max",
+        absent: Absent::Default("10m"),
+        help: "A file that stays open and is written to all the time is sent so often.",
+        apply: Apply::Proxyfs(|c, v| set(&mut c.flush_max, values::duration(v, SHORTEST))),
+    },
+    Setting {
+        name: "host",
+        absent: Absent::Required("web2.example.com"),
+        help: "The mirror's name or IP address.",
+        apply: Apply::Mirror(|m, v| set(&mut m.host, values::host(v))),
+    },
+    Setting {
+        name: "port",
+        absent: Absent::Default("22"),
+        help: "The port of its SSH server.",
+        apply: Apply::Mirror(|m, v| set(&mut m.port, values::number(v, 1, u16::MAX))),
+    },
+    Setting {
+        name: "user",
+        absent: Absent::Required("www-data"),
+        help: "The account there. It needs SFTP and nothing else.",
+        apply: Apply::Mirror(|m, v| set(&mut m.user, values::user(v))),
+    },
+    Setting {
+        name: "path",
+        absent: Absent::Required("/srv/www"),
+        help: "The directory there that becomes like the source: an absolute path, or one that \
+               begins in the login directory. It must exist.",
+        apply: Apply::Mirror(|m, v| set(&mut m.path, values::remote_path(v))),
+    },
+    Setting {
+        name: "key",
+        absent: Absent::Unset("/root/.ssh/id_ed25519"),
+        help: "The file of the private key to log in with (several are separated by commas), or \
+               `agent` for the keys of ssh-agent. Not set: those of ~/.ssh/id_ed25519, \
+               ~/.ssh/id_ecdsa and ~/.ssh/id_rsa that exist.",
+        apply: Apply::Mirror(|m, v| set(&mut m.login, login(v))),
+    },
+    Setting {
+        name: "passphrase_file",
+        absent: Absent::Unset("/etc/proxyfs/passphrase"),
+        help: "The file whose first line is the passphrase of the key. Not set: the key has none.",
+        apply: Apply::Mirror(|m, v| set(&mut m.passphrase_file, values::local_path(v).map(Some))),
+    },
+    Setting {
+        name: "known_hosts",
+        absent: Absent::Default("~/.ssh/known_hosts, /etc/ssh/ssh_known_hosts"),
+        help: "The files that hold the host keys of mirrors, separated by commas. A mirror whose \
+               key is in none of them is not connected to.",
+        apply: Apply::Mirror(|m, v| set(&mut m.known_hosts, values::local_paths(v))),
+    },
+    Setting {
+        name: "preserve_owner",
+        absent: Absent::Default("no"),
+        help: "Whether files get the numeric owner and group that they have in the source, yes or \
+               no. The account must be root then.",
+        apply: Apply::Mirror(|m, v| set(&mut m.preserve_owner, values::yes_or_no(v))),
+    },
+    Setting {
+        name: "connect_timeout",
+        absent: Absent::Default("15s"),
+        help: "How long connecting and logging in may take.",
+        apply: Apply::Mirror(|m, v| set(&mut m.connect_timeout, values::duration(v, SECOND))),
+    },
+    Setting {
+        name: "io_timeout",
+        absent: Absent::Default("30s"),
+        help: "A connection on which a request is not answered for so long is given up.",
+        apply: Apply::Mirror(|m, v| set(&mut m.io_timeout, values::duration(v, SECOND))),
+    },
+    Setting {
+        name: "backoff_min",
+        absent: Absent::Default("1s"),
+        help: "How long to wait before connecting again, at first. It doubles each time.",
+        apply: Apply::Mirror(|m, v| set(&mut m.backoff_min, values::duration(v, SHORTEST))),
+    },
+    Setting {
+        name: "backoff_max",
+        absent: Absent::Default("5m"),
+        help: "How long to wait before connecting again, at most.",
+        apply: Apply::Mirror(|m, v| set(&mut m.backoff_max, values::duration(v, SHORTEST))),
+    },
+];
+
+/// What [`MirrorConfig::login`] is where no `key` is given.
+pub(super) fn usual_login() -> Login {
+    Login::UsualKeys(values::local_paths(USUAL_KEYS).unwrap_or_default())
+}
+
+fn login(text: &str) -> Result<Login, Refusal> {
+    if text == "agent" {
+        return Ok(Login::Agent);
+    }
+    let files = values::local_paths(text)
+        .map_err(|why| format!("{why}; or write `agent` for the keys of ssh-agent"))?;
+    Ok(Login::Keys(files))
+}
+
+fn set<T>(place: &mut T, value: Result<T, Refusal>) -> Result<(), Refusal> {
+    *place = value?;
+    Ok(())
+}
+
+/// The text of `proxyfs.ini.example`: every setting with its help. What must be set is; the rest is
+/// commented out and shows the default, or an example where there is none.
+pub fn example() -> String {
+    let mut text = String::new();
+    for line in [
+        "# ProxyFS: /etc/proxyfs/proxyfs.ini",
+        "#",
+        "# A line with # in front shows what holds without it (where the text above it says",
+        "# \"Not set\": an example). A comment stands on a line of its own. Durations have a unit:",
+        "# 500ms, 5s, 10m, 2h, 1d. Check your changes with `proxyfs check-config`.",
+        "",
+        "[proxyfs]",
+    ] {
+        text.push_str(line);
+        text.push('\n');
+    }
+    for setting in SETTINGS.iter().filter(|s| !s.is_of_mirror()) {
+        show(setting, &mut text);
+    }
+    for line in [
+        "",
+        "# One such section for each mirror, here or in a file of its own: mirrors.d/NAME.ini beside",
+        "# this file. NAME is up to you: letters, digits, `-`, `_`, `.`.",
+        "[mirror web2]",
+    ] {
+        text.push_str(line);
+        text.push('\n');
+    }
+    for setting in SETTINGS.iter().filter(|s| s.is_of_mirror()) {
+        show(setting, &mut text);
+    }
+    text
+}
+
+fn show(setting: &Setting, text: &mut String) {
+    let mut column = usize::MAX;
+    for word in setting.help.split_whitespace() {
+        let width = word.chars().count() + 1;
+        if column.saturating_add(width) > 92 {
+            text.push_str("\n#");
+            column = 1;
+        }
+        text.push(' ');
+        text.push_str(word);
+        column += width;
+    }
+    let (mark, value) = match setting.absent {
+        Absent::Required(value) => ("", value),
+        Absent::Default(value) | Absent::Unset(value) => ("#", value),
+    };
+    // Writing to a String cannot fail.
+    let _ = write!(text, "\n{mark}{} = {value}\n", setting.name);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_default_and_every_example_is_accepted() {
+        for setting in SETTINGS {
+            let (Absent::Required(text) | Absent::Default(text) | Absent::Unset(text)) =
+                setting.absent;
+            let accepted = match setting.apply {
+                Apply::Proxyfs(apply) => apply(&mut Config::blank("x.ini".into()), text),
+                Apply::Mirror(apply) => apply(&mut MirrorConfig::blank("web2".into()), text),
+            };
+            assert_eq!(accepted, Ok(()), "{} = {text}", setting.name);
+        }
+    }
+
+    #[test]
+    fn no_setting_takes_an_empty_value() {
+        for setting in SETTINGS {
+            let refused = match setting.apply {
+                Apply::Proxyfs(apply) => apply(&mut Config::blank("x.ini".into()), ""),
+                Apply::Mirror(apply) => apply(&mut MirrorConfig::blank("web2".into()), ""),
+            };
+            assert!(refused.is_err(), "{}", setting.name);
+        }
+    }
+
+    #[test]
+    fn no_two_settings_of_a_section_share_a_name() {
+        let mut names: Vec<_> = SETTINGS
+            .iter()
+            .map(|s| (s.is_of_mirror(), s.name))
+            .collect();
+        names.sort();
+        let all = names.len();
+        names.dedup();
+        assert_eq!(names.len(), all);
+    }
+
+    #[test]
+    fn the_example_fits_the_screen() {
+        let text = example();
+        assert!(text.lines().all(|l| l.chars().count() <= 96), "{text}");
+    }
+}

@@ -1,0 +1,406 @@
+//! The daemon: builds the house, keeps it going, and takes it down in order. The only place where the
+//! rooms are wired to each other.
+//!
+//! What can go wrong between two lines, and what answers it:
+//!
+//! * *Two daemons on one tree*: each would record only what goes through its own mount. Locks (flock) on
+//!   the state directory and on the source's id are held as long as the process lives.
+//! * *Started while the source's disk is not mounted* (P8): see [`identity`].
+//! * *Order of the start*: a dead mount is cleared before the source is looked at (it may lie over it);
+//!   the source is opened before it is mounted over; workers start before the mount, so that nothing is
+//!   recorded that nobody listens for; the pid file comes last: who sees it can use the mount.
+//! * *Order of the end*: the mount goes first, so that nothing new comes in; then what is written and not
+//!   logged is logged; then the workers end. What they had not finished is in the log. All of it
+//!   within ten seconds: whatever hangs then is left, and the journal is right all the same.
+
+mod identity;
+mod report;
+mod workers;
+
+use crate::cli::CONFIG_VARIABLE;
+use crate::config::{Config, Overrides};
+use crate::control::{ControlRequest, ControlServer, Handler, socket_path};
+use crate::journal::Journal;
+use crate::local::{Local, LocalOptions};
+use crate::logging::{self, LogHandle};
+use crate::mirror::source::Source;
+use crate::mount::{self, MountOptions, Mounted, Unmounted};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use serde_json::{Value, json};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::fmt;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use workers::Workers;
+
+/// Within this the daemon ends after it was told to.
+pub const STOP_WITHIN: Duration = Duration::from_secs(10);
+
+/// How often open files and the mount are looked at.
+const TICK: Duration = Duration::from_millis(500);
+
+/// How often the journal is tidied up, in ticks.
+const MAINTAIN_EVERY: u32 = 10;
+
+/// How long the workers of changed mirrors have to end at a reload.
+const RELOAD_WITHIN: Duration = Duration::from_secs(4);
+
+/// Name of the pid file in `run_dir`.
+pub const PID_FILE: &str = "proxyfs.pid";
+
+/// Why the daemon can't run: one line that says what to do.
+#[derive(Debug)]
+pub struct DaemonError(String);
+
+impl fmt::Display for DaemonError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for DaemonError {}
+
+fn failed(why: impl fmt::Display) -> DaemonError {
+    DaemonError(why.to_string())
+}
+
+/// What the main thread is told.
+enum Event {
+    Stop(&'static str),
+    /// Read the configuration again, and say how it went.
+    Reload(Option<Sender<Result<String, String>>>),
+}
+
+/// What the control socket's threads use.
+struct Shared {
+    local: Arc<Local>,
+    journal: Arc<Journal>,
+    workers: Workers,
+    config: std::sync::Mutex<Config>,
+    events: Sender<Event>,
+}
+
+impl Shared {
+    fn config(&self) -> std::sync::MutexGuard<'_, Config> {
+        // Replaced whole or not at all.
+        self.config
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// Runs the daemon until it is told to stop. `config` is what was loaded from its file with `overrides`.
+///
+/// # Errors
+/// It can't run: nothing is mounted then.
+pub fn run(config: Config, overrides: Overrides) -> Result<(), DaemonError> {
+    let log = logging::start(config.log_file.as_deref(), config.log_level).map_err(failed)?;
+    for warning in &config.warnings {
+        log::warn!("{warning}");
+    }
+    let (events, inbox) = unbounded();
+    listen_to_signals(events.clone())?;
+    make_directory(&config.state_dir, 0o700)?;
+    make_directory(&config.run_dir, 0o755)?;
+    let _state_lock = identity::lock_state(&config.state_dir).map_err(failed)?;
+    if mount::clear_stale(&config.mount_point).map_err(failed)? {
+        log::warn!(
+            "{}: a dead mount of an earlier run is cleared",
+            config.mount_point.display()
+        );
+    }
+    let journal = Arc::new(Journal::open(&config.state_dir).map_err(failed)?);
+    let options = LocalOptions {
+        flush_after: config.flush_after,
+        flush_max: config.flush_max,
+        ..LocalOptions::default()
+    };
+    let recorder = Arc::clone(&journal);
+    let local = Arc::new(Local::open(&config.source, options, recorder).map_err(failed)?);
+    let _source_lock =
+        identity::claim_source(local.root_fd(), &config.source, &journal).map_err(failed)?;
+    let root = local.root_fd().try_clone_to_owned().map_err(failed)?;
+    let workers = Workers::new(Arc::clone(&journal), Arc::new(Source::new(root)));
+    workers
+        .apply(&config.mirrors, Instant::now() + RELOAD_WITHIN)
+        .map_err(failed)?;
+    let options = MountOptions {
+        threads: config.threads,
+        unmount_timeout: STOP_WITHIN / 2,
+    };
+    let mounted = match mount::mount(Arc::clone(&local), &config.mount_point, options) {
+        Ok(mounted) => mounted,
+        Err(why) => {
+            workers.stop(Instant::now() + STOP_WITHIN);
+            return Err(failed(why));
+        }
+    };
+    let run_dir = config.run_dir.clone();
+    let shared = Arc::new(Shared {
+        local,
+        journal,
+        workers,
+        config: config.into(),
+        events,
+    });
+    let served = serve(&shared, &mounted, &run_dir, &inbox, &log, &overrides);
+    let ended = take_down(&shared, mounted);
+    served.and(ended)
+}
+
+/// The life of the daemon from mount to stop.
+fn serve(
+    shared: &Arc<Shared>,
+    mounted: &Mounted,
+    run_dir: &Path,
+    inbox: &Receiver<Event>,
+    log: &LogHandle,
+    overrides: &Overrides,
+) -> Result<(), DaemonError> {
+    let handler = Arc::clone(shared) as Arc<dyn Handler>;
+    let control = ControlServer::start(&socket_path(run_dir), handler).map_err(failed)?;
+    let pid = PidFile::write(run_dir)?;
+    {
+        let config = shared.config();
+        let mirrors = config.mirrors.len();
+        log::info!(
+            "{} is mounted at {}, {mirrors} mirror{}",
+            config.source.display(),
+            mounted.mount_point().display(),
+            if mirrors == 1 { "" } else { "s" }
+        );
+    }
+    let mut ticks = 0u32;
+    let mut next_tick = Instant::now() + TICK;
+    loop {
+        match inbox.recv_deadline(next_tick) {
+            Ok(Event::Stop(why)) => {
+                log::info!("stopping: {why}");
+                break;
+            }
+            Ok(Event::Reload(answer)) => {
+                let done = reload(shared, log, overrides);
+                match &done {
+                    Ok(what) => log::info!("configuration read again: {what}"),
+                    Err(why) => log::error!("configuration not changed: {why}"),
+                }
+                if let Some(answer) = answer {
+                    // Whoever asked may have hung up.
+                    let _ = answer.send(done);
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => break, // can't be: `shared` has a sender
+            Err(RecvTimeoutError::Timeout) => {
+                next_tick = Instant::now() + TICK;
+                ticks = ticks.wrapping_add(1);
+                shared.local.flush_due(Instant::now());
+                if !mounted.is_mounted() {
+                    log::warn!(
+                        "{} was unmounted: stopping",
+                        mounted.mount_point().display()
+                    );
+                    break;
+                }
+                if ticks.is_multiple_of(MAINTAIN_EVERY) {
+                    shared.workers.revive();
+                    if let Err(why) = shared.journal.maintain() {
+                        log::error!("the journal could not be tidied up: {why}");
+                    }
+                }
+            }
+        }
+    }
+    control.stop();
+    drop(pid);
+    Ok(())
+}
+
+fn take_down(shared: &Arc<Shared>, mounted: Mounted) -> Result<(), DaemonError> {
+    let deadline = Instant::now() + STOP_WITHIN;
+    let unmounted = mounted.unmount();
+    match &unmounted {
+        Ok(Unmounted::Completely) => {}
+        Ok(Unmounted::StillInUse) => log::warn!(
+            "the mount is detached, but some process still uses it: what it does there from here on \
+             does not reach the mirrors; restart that process"
+        ),
+        Err(why) => log::error!("{why}"),
+    }
+    let flushed = shared.local.flush_all();
+    if let Err(why) = &flushed {
+        log::error!("not everything that was written is in the log: {why}");
+    }
+    shared.workers.stop(deadline);
+    shared.journal.sync().map_err(failed)?;
+    log::info!("stopped");
+    unmounted.map_err(failed)?;
+    flushed.map_err(failed)
+}
+
+/// Puts a changed configuration to work. A wrong one changes nothing.
+fn reload(shared: &Shared, log: &LogHandle, overrides: &Overrides) -> Result<String, String> {
+    let old = shared.config().clone();
+    let new = Config::load(&old.file, overrides.clone()).map_err(|e| e.to_string())?;
+    // The log file first: it may have been rotated away, and what follows is worth reading.
+    log.reopen(new.log_file.as_deref())
+        .map_err(|e| e.to_string())?;
+    log.set_level(new.log_level);
+    for warning in &new.warnings {
+        log::warn!("{warning}");
+    }
+    let deadline = Instant::now() + RELOAD_WITHIN;
+    let mut what = shared
+        .workers
+        .apply(&new.mirrors, deadline)
+        .map_err(|e| e.to_string())?;
+    let fixed = [
+        ("source", old.source != new.source),
+        ("mount_point", old.mount_point != new.mount_point),
+        ("state_dir", old.state_dir != new.state_dir),
+        ("run_dir", old.run_dir != new.run_dir),
+        ("threads", old.threads != new.threads),
+        ("flush_after", old.flush_after != new.flush_after),
+        ("flush_max", old.flush_max != new.flush_max),
+    ];
+    let waiting: Vec<&str> = fixed.iter().filter(|f| f.1).map(|f| f.0).collect();
+    if !waiting.is_empty() {
+        what += &format!("; {} will change at the next start", waiting.join(", "));
+    }
+    let mut config = shared.config();
+    config.mirrors = new.mirrors;
+    config.log_file = new.log_file;
+    config.log_level = new.log_level;
+    Ok(what)
+}
+
+impl Handler for Shared {
+    fn handle(
+        &self,
+        request: ControlRequest,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Value, String> {
+        match request {
+            ControlRequest::Status => report::status(self).map(|s| s.to_json()),
+            ControlRequest::Tasks { mirror, limit } => {
+                report::tasks(self, mirror.as_deref(), limit)
+            }
+            ControlRequest::Wait {
+                mirror,
+                timeout_seconds,
+            } => {
+                let timeout = timeout_seconds.map(Duration::from_secs);
+                report::wait(self, mirror.as_deref(), timeout, cancelled)?;
+                Ok(json!(null))
+            }
+            ControlRequest::Pause { mirror } => {
+                self.workers
+                    .with(&mirror, |w| w.pause().map_err(|e| e.to_string()))??;
+                Ok(json!(null))
+            }
+            ControlRequest::Resume { mirror } => {
+                self.workers
+                    .with(&mirror, |w| w.resume().map_err(|e| e.to_string()))??;
+                Ok(json!(null))
+            }
+            ControlRequest::Stop => self.tell(Event::Stop("asked to by `proxyfs stop`")),
+            ControlRequest::Reload => {
+                let (answer, answered) = bounded(1);
+                self.tell(Event::Reload(Some(answer)))?;
+                answered
+                    .recv()
+                    .map_err(|_| "the daemon is stopping".to_string())?
+                    .map(Value::from)
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn tell(&self, event: Event) -> Result<Value, String> {
+        self.events
+            .send(event)
+            .map_err(|_| "the daemon is stopping".to_string())?;
+        Ok(json!(null))
+    }
+}
+
+/// SIGTERM and SIGINT stop the daemon, SIGHUP has it read its configuration again.
+fn listen_to_signals(events: Sender<Event>) -> Result<(), DaemonError> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(failed)?;
+    std::thread::Builder::new()
+        .name("signals".to_string())
+        .spawn(move || {
+            for signal in signals.forever() {
+                let event = match signal {
+                    SIGHUP => Event::Reload(None),
+                    SIGINT => Event::Stop("SIGINT"),
+                    _ => Event::Stop("SIGTERM"),
+                };
+                if events.send(event).is_err() {
+                    return;
+                }
+            }
+        })
+        .map(drop)
+        .map_err(failed)
+}
+
+fn make_directory(path: &Path, mode: u32) -> Result<(), DaemonError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .map_err(|why| failed(format!("{} cannot be made: {why}", path.display())))
+}
+
+/// The pid file; removed when dropped.
+struct PidFile(PathBuf);
+
+impl PidFile {
+    fn write(run_dir: &Path) -> Result<PidFile, DaemonError> {
+        let path = run_dir.join(PID_FILE);
+        let cant = |why| failed(format!("{} cannot be written: {why}", path.display()));
+        // Whole under its name or not there: an init script may read it at any moment.
+        let fresh = run_dir.join(format!("{PID_FILE}.new"));
+        std::fs::write(&fresh, format!("{}\n", std::process::id())).map_err(cant)?;
+        std::fs::rename(&fresh, &path).map_err(cant)?;
+        Ok(PidFile(path))
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        if let Err(why) = std::fs::remove_file(&self.0) {
+            log::warn!("{} cannot be removed: {why}", self.0.display());
+        }
+    }
+}
+
+/// What `status` tells when no daemon answers: what the journal knows.
+///
+/// # Errors
+/// There is no journal, or it can't be read.
+pub fn status_from_journal(config: &Config) -> Result<crate::status::Status, DaemonError> {
+    report::offline_status(config).map_err(failed)
+}
+
+/// What `tasks` tells when no daemon answers; and how many more there are.
+///
+/// # Errors
+/// There is no journal, it can't be read, or no mirror has that name.
+pub fn tasks_from_journal(
+    config: &Config,
+    mirror: Option<&str>,
+    limit: u64,
+) -> Result<Vec<crate::status::Task>, DaemonError> {
+    report::offline_tasks(config, mirror, limit).map_err(failed)
+}
+
+/// The configuration file that the environment names.
+pub fn config_from_environment() -> Option<std::ffi::OsString> {
+    std::env::var_os(CONFIG_VARIABLE)
+}

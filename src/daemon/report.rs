@@ -1,0 +1,235 @@
+//! What is told of the daemon: status, tasks, and when everything is there.
+
+use super::Shared;
+use super::workers::unknown_mirror;
+use crate::config::{Config, MirrorConfig};
+use crate::journal::{Backlog, FILE_NAME, Reader, now_ms};
+use crate::mirror::live::Now;
+use crate::status::{MirrorState, MirrorStatus, Status, Task};
+use serde_json::Value;
+use std::time::{Duration, Instant};
+
+/// How often `wait` looks.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// The status of a running daemon.
+pub(super) fn status(shared: &Shared) -> Result<Status, String> {
+    let reader = shared.journal.reader().map_err(|e| e.to_string())?;
+    let config = shared.config().clone();
+    let mut mirrors = Vec::new();
+    for mirror in &config.mirrors {
+        let live = shared.workers.with(&mirror.name, |w| w.live.now()).ok();
+        mirrors.push(mirror_status(mirror, &reader, live.as_ref())?);
+    }
+    let special = shared.local.counters().special_files;
+    if special > 0 {
+        let words = format!("{special} devices, FIFOs or sockets made since the start");
+        mirrors
+            .iter_mut()
+            .for_each(|m| m.unsupported.push(words.clone()));
+    }
+    Ok(Status {
+        source: config.source.display().to_string(),
+        mount_point: config.mount_point.display().to_string(),
+        pid: Some(std::process::id()),
+        read_only: shared.local.is_read_only(),
+        last_seq: shared.journal.head(),
+        log_bytes: shared.journal.disk_bytes(),
+        mirrors,
+    })
+}
+
+/// The same without a daemon.
+pub(super) fn offline_status(config: &Config) -> Result<Status, String> {
+    let reader = Reader::open(&config.state_dir).map_err(|e| e.to_string())?;
+    let mirrors = config
+        .mirrors
+        .iter()
+        .map(|m| mirror_status(m, &reader, None));
+    let file = config.state_dir.join(FILE_NAME);
+    let length = |f| std::fs::metadata(f).map_or(0, |m| m.len());
+    Ok(Status {
+        source: config.source.display().to_string(),
+        mount_point: config.mount_point.display().to_string(),
+        pid: None,
+        read_only: false,
+        last_seq: reader.head().map_err(|e| e.to_string())?,
+        log_bytes: length(&file) + length(&file.with_extension("db-wal")),
+        mirrors: mirrors.collect::<Result<_, _>>()?,
+    })
+}
+
+fn mirror_status(
+    mirror: &MirrorConfig,
+    reader: &Reader,
+    live: Option<&Now>,
+) -> Result<MirrorStatus, String> {
+    let known = reader.mirrors().map_err(|e| e.to_string())?;
+    let position = known.into_iter().find(|p| p.name == mirror.name);
+    let backlog = match &position {
+        Some(_) => reader.backlog(&mirror.name).map_err(|e| e.to_string())?,
+        None => Backlog::default(),
+    };
+    let paused = position.as_ref().is_some_and(|p| p.paused);
+    let offline = if paused {
+        MirrorState::Paused
+    } else {
+        MirrorState::Stopped
+    };
+    let rate = live.map_or(0, |l| l.bytes_per_second);
+    let state = match live.map_or(offline, |l| l.state) {
+        // The worker has not looked since the last change was recorded.
+        MirrorState::Synced if backlog.ops > 0 => MirrorState::Syncing,
+        state => state,
+    };
+    Ok(MirrorStatus {
+        name: mirror.name.clone(),
+        host: mirror.host.clone(),
+        port: mirror.port,
+        user: mirror.user.clone(),
+        path: mirror.path.clone(),
+        state,
+        pending_ops: backlog.ops,
+        pending_bytes: backlog.bytes,
+        parked_ops: 0,
+        oldest_pending_seconds: backlog.oldest_at.map(age),
+        applied_seq: position.as_ref().map_or(0, |p| p.cursor),
+        bytes_per_second: rate,
+        eta_seconds: backlog
+            .bytes
+            .checked_div(rate)
+            .filter(|_| backlog.bytes > 0),
+        current: live
+            .and_then(|l| l.current.as_ref())
+            .map(|(path, size, sent)| {
+                format!(
+                    "content {path} ({} %)",
+                    (sent * 100).checked_div(*size).unwrap_or(100)
+                )
+            }),
+        last_error: match live {
+            Some(live) => live.last_error.clone(),
+            None => position.and_then(|p| p.last_error),
+        },
+        retry_in_seconds: live
+            .and_then(|l| l.retry_at)
+            .map(|at| at.saturating_duration_since(Instant::now()).as_secs()),
+        unsupported: live.map(|l| l.unsupported.clone()).unwrap_or_default(),
+    })
+}
+
+fn age(at_ms: i64) -> u64 {
+    u64::try_from((now_ms() - at_ms) / 1000).unwrap_or(0)
+}
+
+/// The open tasks of a running daemon, as JSON.
+pub(super) fn tasks(shared: &Shared, mirror: Option<&str>, limit: u64) -> Result<Value, String> {
+    let reader = shared.journal.reader().map_err(|e| e.to_string())?;
+    let config = shared.config().clone();
+    list_tasks(&config, &reader, mirror, limit).map(|all| Task::list_to_json(&all))
+}
+
+/// The open tasks without a daemon.
+pub(super) fn offline_tasks(
+    config: &Config,
+    mirror: Option<&str>,
+    limit: u64,
+) -> Result<Vec<Task>, String> {
+    let reader = Reader::open(&config.state_dir).map_err(|e| e.to_string())?;
+    list_tasks(config, &reader, mirror, limit)
+}
+
+fn list_tasks(
+    config: &Config,
+    reader: &Reader,
+    mirror: Option<&str>,
+    limit: u64,
+) -> Result<Vec<Task>, String> {
+    if let Some(name) = mirror
+        && config.mirror(name).is_none()
+    {
+        let known: Vec<&str> = config.mirrors.iter().map(|m| m.name.as_str()).collect();
+        return Err(unknown_mirror(name, &known));
+    }
+    let positions = reader.mirrors().map_err(|e| e.to_string())?;
+    let mut tasks = Vec::new();
+    for position in positions {
+        let wanted = mirror.is_none_or(|name| name == position.name);
+        if !wanted || config.mirror(&position.name).is_none() {
+            continue;
+        }
+        let left = usize::try_from(limit)
+            .unwrap_or(usize::MAX)
+            .saturating_sub(tasks.len());
+        for row in reader
+            .rows(position.cursor, left)
+            .map_err(|e| e.to_string())?
+        {
+            tasks.push(Task {
+                seq: row.seq,
+                mirror: position.name.clone(),
+                verb: row.change.verb().to_string(),
+                path: row.change.path().to_string(),
+                second_path: row.change.second_path().map(|p| p.to_string()),
+                bytes: row.change.bytes(),
+                age_seconds: age(row.at),
+                error: None,
+            });
+        }
+    }
+    Ok(tasks)
+}
+
+/// Returns when all that is in the log now is on the mirror, or on all.
+pub(super) fn wait(
+    shared: &Shared,
+    mirror: Option<&str>,
+    timeout: Option<Duration>,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<(), String> {
+    shared.local.flush_closed().map_err(|e| e.to_string())?;
+    let target = shared.journal.head();
+    let started = Instant::now();
+    let names: Vec<String> = match mirror {
+        Some(name) => vec![shared.workers.with(name, |w| w.config.name.clone())?],
+        None => shared
+            .config()
+            .mirrors
+            .iter()
+            .map(|m| m.name.clone())
+            .collect(),
+    };
+    loop {
+        let mut open = Vec::new();
+        for name in &names {
+            let now = shared.workers.with(name, |w| w.live.now())?;
+            // One that needs a sync lacks more than what is in the log.
+            if now.settled >= target && now.state != MirrorState::NeedsSync {
+                continue;
+            }
+            match now.state {
+                MirrorState::Stopped | MirrorState::NeedsSync | MirrorState::Paused => {
+                    let why = now.last_error.map(|e| format!(": {e}")).unwrap_or_default();
+                    return Err(format!("mirror {name} is {}{why}", now.state));
+                }
+                MirrorState::Synced | MirrorState::Syncing | MirrorState::Retrying => {
+                    open.push(name.as_str());
+                }
+            }
+        }
+        if open.is_empty() {
+            return Ok(());
+        }
+        if timeout.is_some_and(|limit| started.elapsed() >= limit) {
+            return Err(format!(
+                "after {} s not everything is on {} yet: see `proxyfs status`",
+                started.elapsed().as_secs(),
+                open.join(", ")
+            ));
+        }
+        if cancelled() {
+            return Err("given up".to_string());
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}

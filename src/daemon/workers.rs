@@ -1,0 +1,141 @@
+//! The workers of the configured mirrors: started, stopped and changed one by one.
+
+use crate::config::MirrorConfig;
+use crate::journal::Journal;
+use crate::mirror::Worker;
+use crate::mirror::errors::MirrorError;
+use crate::mirror::source::Source;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// All workers, by the names of their mirrors.
+pub(super) struct Workers {
+    journal: Arc<Journal>,
+    source: Arc<Source>,
+    running: Mutex<BTreeMap<String, Worker>>,
+}
+
+impl Workers {
+    pub fn new(journal: Arc<Journal>, source: Arc<Source>) -> Workers {
+        Workers {
+            journal,
+            source,
+            running: Mutex::new(BTreeMap::new()),
+        }
+    }
+
+    fn running(&self) -> MutexGuard<'_, BTreeMap<String, Worker>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts, stops and restarts workers until they are those of `mirrors`; the others are not
+    /// disturbed. Says what was done.
+    ///
+    /// # Errors
+    /// A worker can't be started; those before it run.
+    pub fn apply(
+        &self,
+        mirrors: &[MirrorConfig],
+        deadline: Instant,
+    ) -> Result<String, MirrorError> {
+        let mut running = self.running();
+        let unchanged = |w: &Worker| mirrors.contains(&w.config);
+        let leaving: Vec<String> = running
+            .iter()
+            .filter(|(_, w)| !unchanged(w))
+            .map(|(n, _)| n.clone())
+            .collect();
+        let mut done = Vec::new();
+        // All are told first, so that they end side by side.
+        leaving
+            .iter()
+            .filter_map(|name| running.get(name))
+            .for_each(Worker::stop);
+        for name in &leaving {
+            let Some(worker) = running.remove(name) else {
+                continue;
+            };
+            worker.join(deadline);
+            if mirrors.iter().all(|m| m.name != *name) {
+                self.journal.release_mirror(name);
+                done.push(format!("mirror {name} removed"));
+            }
+        }
+        for config in mirrors {
+            if running.contains_key(&config.name) {
+                continue;
+            }
+            let verb = if leaving.contains(&config.name) {
+                "changed"
+            } else {
+                "added"
+            };
+            let (journal, source) = (Arc::clone(&self.journal), Arc::clone(&self.source));
+            let worker = Worker::start(config.clone(), journal, source)?;
+            running.insert(config.name.clone(), worker);
+            done.push(format!("mirror {} {verb}", config.name));
+        }
+        Ok(if done.is_empty() {
+            "no mirror changed".to_string()
+        } else {
+            done.join(", ")
+        })
+    }
+
+    /// Does something with a worker.
+    ///
+    /// # Errors
+    /// There is no mirror of that name.
+    pub fn with<T>(&self, name: &str, act: impl FnOnce(&Worker) -> T) -> Result<T, String> {
+        let running = self.running();
+        running.get(name).map(act).ok_or_else(|| {
+            let known: Vec<&str> = running.keys().map(String::as_str).collect();
+            unknown_mirror(name, &known)
+        })
+    }
+
+    /// Starts again what has ended though nobody told it to: a bug ends one worker for seconds, not
+    /// for good.
+    pub fn revive(&self) {
+        let mut running = self.running();
+        let dead: Vec<String> = running
+            .iter()
+            .filter(|(_, w)| w.is_dead())
+            .map(|(n, _)| n.clone())
+            .collect();
+        for name in dead {
+            log::error!("mirror {name}: its worker has died (a bug); it is started again");
+            let Some(worker) = running.remove(&name) else {
+                continue;
+            };
+            let config = worker.config.clone();
+            worker.join(Instant::now());
+            let (journal, source) = (Arc::clone(&self.journal), Arc::clone(&self.source));
+            match Worker::start(config, journal, source) {
+                Ok(worker) => drop(running.insert(name, worker)),
+                Err(why) => log::error!("mirror {name}: {why}"),
+            }
+        }
+    }
+
+    /// Ends all, by `deadline`.
+    pub fn stop(&self, deadline: Instant) {
+        let mut running = self.running();
+        running.values().for_each(Worker::stop);
+        for (_, worker) in std::mem::take(&mut *running) {
+            worker.join(deadline);
+        }
+    }
+}
+
+/// What to say of a name that no mirror has.
+pub(super) fn unknown_mirror(name: &str, known: &[&str]) -> String {
+    if known.is_empty() {
+        return format!("there is no mirror {name:?}: none is configured");
+    }
+    format!(
+        "there is no mirror {name:?}; configured: {}",
+        known.join(", ")
+    )
+}

@@ -1,0 +1,65 @@
+//! What can be wrong with a journal, in words that say what to do.
+
+use super::{DecodeError, SCHEMA_VERSION};
+use crate::change::Seq;
+use std::fmt;
+use std::path::PathBuf;
+
+/// What can be wrong with a journal.
+#[derive(Debug)]
+pub enum JournalError {
+    /// There is none at this path.
+    Missing(PathBuf),
+    /// A newer version of the program wrote it.
+    TooNew {
+        /// The database.
+        file: PathBuf,
+        /// Its schema.
+        found: i64,
+    },
+    /// It holds a row that is no change.
+    Row {
+        /// Which row.
+        seq: Seq,
+        /// Why.
+        why: DecodeError,
+    },
+    /// A file beside SQLite's could not be opened or synced.
+    File {
+        /// The file.
+        file: PathBuf,
+        /// The operating system's reason.
+        why: std::io::Error,
+    },
+    /// SQLite says no.
+    Sqlite {
+        /// The database.
+        file: PathBuf,
+        /// Its reason.
+        why: rusqlite::Error,
+    },
+}
+
+impl fmt::Display for JournalError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            JournalError::Missing(file) => {
+                write!(f, "{}: there is no journal here yet", file.display())
+            }
+            JournalError::TooNew { file, found } => write!(
+                f,
+                "{}: written by a newer ProxyFS (journal schema {found}, this program knows \
+                 {SCHEMA_VERSION}): install that version again",
+                file.display()
+            ),
+            JournalError::Row { seq, why } => write!(
+                f,
+                "journal row {seq} cannot be read ({why}): the journal is damaged"
+            ),
+            JournalError::File { file, why } => write!(f, "{}: {why}", file.display()),
+            JournalError::Sqlite { file, why } => write!(f, "{}: {why}", file.display()),
+        }
+    }
+}
+
+impl std::error::Error for JournalError {}

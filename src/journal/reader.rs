@@ -1,0 +1,262 @@
+//! Reading the journal: rows in order, positions, backlogs. Every query costs the same whatever the
+//! length of the log (R8).
+
+use super::codec::{self, Columns};
+use super::{FILE_NAME, JournalError, SCHEMA_VERSION};
+use crate::change::{Change, RelPath, Seq};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row as SqlRow, params};
+use std::path::{Path, PathBuf};
+
+/// The columns of a [`Position`].
+const POSITION: &str = "name, cursor, sent_upto, paused, adopted, last_error,
+    ifnull((SELECT min(seq) FROM change), 1) - cursor - 1";
+
+/// One change with its place in the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Its place.
+    pub seq: Seq,
+    /// When it was recorded: milliseconds since 1970 by this machine's clock.
+    pub at: i64,
+    /// Bytes that this change and all earlier ones stand for.
+    pub cum_bytes: u64,
+    /// The change.
+    pub change: Change,
+}
+
+/// How far a mirror is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Position {
+    /// The mirror.
+    pub name: String,
+    /// Every change up to here is done there.
+    pub cursor: Seq,
+    /// Nothing behind this was ever made visible there.
+    pub sent_upto: Seq,
+    /// Whether an admin paused it.
+    pub paused: bool,
+    /// Whether it has been seen to hold what the source held when the mirror was added.
+    pub adopted: bool,
+    /// How many changes behind its cursor the log does not have any more.
+    pub lacks: u64,
+    /// What went wrong last, if it still stands.
+    pub last_error: Option<String>,
+}
+
+/// What a mirror has still to get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Backlog {
+    /// Changes.
+    pub ops: u64,
+    /// Bytes of file data they stand for, at most.
+    pub bytes: u64,
+    /// When the oldest of them was recorded: milliseconds since 1970.
+    pub oldest_at: Option<i64>,
+}
+
+/// Reads the journal, beside a running daemon or without one.
+pub struct Reader {
+    file: PathBuf,
+    db: Connection,
+}
+
+impl Reader {
+    /// Opens the journal in `state_dir` to read only.
+    ///
+    /// # Errors
+    /// [`JournalError::Missing`] where there is none; SQLite's.
+    pub fn open(state_dir: &Path) -> Result<Reader, JournalError> {
+        let file = state_dir.join(FILE_NAME);
+        if !file.exists() {
+            return Err(JournalError::Missing(file));
+        }
+        Reader::open_file(&file)
+    }
+
+    pub(super) fn open_file(file: &Path) -> Result<Reader, JournalError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let db = Connection::open_with_flags(file, flags).map_err(|why| JournalError::Sqlite {
+            file: file.to_path_buf(),
+            why,
+        })?;
+        let reader = Reader {
+            file: file.to_path_buf(),
+            db,
+        };
+        match reader.version()? {
+            found if found > SCHEMA_VERSION => Err(JournalError::TooNew {
+                file: file.to_path_buf(),
+                found,
+            }),
+            _ => Ok(reader),
+        }
+    }
+
+    fn version(&self) -> Result<i64, JournalError> {
+        self.db
+            .pragma_query_value(None, "user_version", |r| r.get(0))
+            .map_err(|why| self.sql(why))
+    }
+
+    fn sql(&self, why: rusqlite::Error) -> JournalError {
+        JournalError::Sqlite {
+            file: self.file.clone(),
+            why,
+        }
+    }
+
+    /// The newest change in the log.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn head(&self) -> Result<Seq, JournalError> {
+        head_of(&self.db).map(|h| h.0).map_err(|why| self.sql(why))
+    }
+
+    /// Up to `limit` changes behind `after`, in order.
+    ///
+    /// # Errors
+    /// SQLite's; [`JournalError::Row`] for a row that is no change.
+    pub fn rows(&self, after: Seq, limit: usize) -> Result<Vec<Row>, JournalError> {
+        let raw: Vec<(i64, i64, i64, Columns)> = self
+            .db
+            .prepare_cached(
+                "SELECT seq, at, cum_bytes, kind, path, path2, node, body FROM change
+                 WHERE seq > ?1 ORDER BY seq LIMIT ?2",
+            )
+            .and_then(|mut s| {
+                s.query_map(params![after as i64, limit as i64], raw_row)?
+                    .collect()
+            })
+            .map_err(|why| self.sql(why))?;
+        raw.into_iter()
+            .map(|(seq, at, cum_bytes, columns)| {
+                let seq = seq as Seq;
+                let change =
+                    codec::decode(&columns).map_err(|why| JournalError::Row { seq, why })?;
+                Ok(Row {
+                    seq,
+                    at,
+                    cum_bytes: cum_bytes as u64,
+                    change,
+                })
+            })
+            .collect()
+    }
+
+    /// Where a mirror is.
+    ///
+    /// # Errors
+    /// SQLite's, also when the journal does not know the mirror.
+    pub fn mirror(&self, name: &str) -> Result<Position, JournalError> {
+        position_of(&self.db, name).map_err(|why| self.sql(why))
+    }
+
+    /// The mirrors that the journal knows, by name.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn mirrors(&self) -> Result<Vec<Position>, JournalError> {
+        self.db
+            .prepare_cached(&format!("SELECT {POSITION} FROM mirror ORDER BY name"))
+            .and_then(|mut s| s.query_map([], position_row)?.collect())
+            .map_err(|why| self.sql(why))
+    }
+
+    /// What a mirror has still to get: costs the same for one change and for a million.
+    ///
+    /// # Errors
+    /// SQLite's, also when the journal does not know the mirror.
+    pub fn backlog(&self, name: &str) -> Result<Backlog, JournalError> {
+        let query = || -> rusqlite::Result<Backlog> {
+            let (head, cum_bytes) = head_of(&self.db)?;
+            let (cursor, cursor_bytes): (i64, i64) = self
+                .db
+                .prepare_cached("SELECT cursor, cursor_bytes FROM mirror WHERE name = ?1")?
+                .query_row([name], |r| Ok((r.get(0)?, r.get(1)?)))?;
+            let oldest_at = self
+                .db
+                .prepare_cached("SELECT at FROM change WHERE seq > ?1 ORDER BY seq LIMIT 1")?
+                .query_row([cursor], |r| r.get(0))
+                .optional()?;
+            Ok(Backlog {
+                ops: head.saturating_sub(cursor as u64),
+                bytes: cum_bytes.saturating_sub(cursor_bytes as u64),
+                oldest_at,
+            })
+        };
+        query().map_err(|why| self.sql(why))
+    }
+
+    /// Directories on a mirror whose time has to be set again.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn touched(&self, name: &str) -> Result<Vec<RelPath>, JournalError> {
+        self.paths("SELECT path FROM touched WHERE mirror = ?1", name)
+    }
+
+    /// Names that a mirror lacks, since their files were gone before they could be sent.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn ghosts(&self, name: &str) -> Result<Vec<RelPath>, JournalError> {
+        self.paths("SELECT path FROM ghost WHERE mirror = ?1", name)
+    }
+
+    fn paths(&self, query: &str, name: &str) -> Result<Vec<RelPath>, JournalError> {
+        let raw: Vec<Vec<u8>> = self
+            .db
+            .prepare_cached(query)
+            .and_then(|mut s| s.query_map([name], |r| r.get(0))?.collect())
+            .map_err(|why| self.sql(why))?;
+        // What is no path was never put in: such a row is worth less than a start.
+        Ok(raw
+            .iter()
+            .filter_map(|bytes| RelPath::new(bytes).ok())
+            .collect())
+    }
+}
+
+fn raw_row(r: &SqlRow<'_>) -> rusqlite::Result<(i64, i64, i64, Columns)> {
+    let columns = Columns {
+        kind: r.get(3)?,
+        path: r.get(4)?,
+        path2: r.get(5)?,
+        node: r.get(6)?,
+        body: r.get(7)?,
+    };
+    Ok((r.get(0)?, r.get(1)?, r.get(2)?, columns))
+}
+
+fn position_row(r: &SqlRow<'_>) -> rusqlite::Result<Position> {
+    Ok(Position {
+        name: r.get(0)?,
+        cursor: r.get::<_, i64>(1)? as Seq,
+        sent_upto: r.get::<_, i64>(2)? as Seq,
+        paused: r.get(3)?,
+        adopted: r.get(4)?,
+        last_error: r.get(5)?,
+        lacks: r.get::<_, i64>(6)?.max(0) as u64,
+    })
+}
+
+pub(super) fn position_of(db: &Connection, name: &str) -> rusqlite::Result<Position> {
+    db.prepare_cached(&format!("SELECT {POSITION} FROM mirror WHERE name = ?1"))?
+        .query_row([name], position_row)
+}
+
+pub(super) fn meta_of(db: &Connection, key: &str) -> rusqlite::Result<Option<String>> {
+    db.query_row("SELECT value FROM meta WHERE key = ?1", [key], |r| r.get(0))
+        .optional()
+}
+
+pub(super) fn head_of(db: &Connection) -> rusqlite::Result<(Seq, u64)> {
+    let head = db
+        .prepare_cached("SELECT seq, cum_bytes FROM change ORDER BY seq DESC LIMIT 1")?
+        .query_row([], |r| {
+            Ok((r.get::<_, i64>(0)? as Seq, r.get::<_, i64>(1)? as u64))
+        })
+        .optional()?;
+    Ok(head.unwrap_or((0, 0)))
+}

@@ -1,0 +1,205 @@
+//! What keeps a mirror from getting a change, and what is done about it.
+//!
+//! *Connection*: the mirror can't be reached or the connection broke; the worker backs off and tries
+//! again for ever. *Mirror*: something is wrong there that a person has to put right; it is retried
+//! too, but seldom. In both cases the log waits: nothing is ever skipped.
+
+use crate::change::{Change, Seq};
+use crate::journal::JournalError;
+use crate::sftp::session::ConnectError;
+use crate::sftp::{SessionError, Status, code};
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+/// Why a worker's session ended.
+#[derive(Debug)]
+pub enum MirrorError {
+    /// No session could be made.
+    Connect(ConnectError),
+    /// The session broke.
+    Session(SessionError),
+    /// The passphrase of the keys can't be read.
+    Passphrase {
+        /// The file it should be in.
+        file: PathBuf,
+        /// The operating system's reason.
+        why: String,
+    },
+    /// No key is named, and none of the usual ones exists.
+    NoKey,
+    /// The server can't do what ProxyFS needs.
+    Server(&'static str),
+    /// The mirror's directory is not as it must be.
+    Base {
+        /// The directory.
+        path: String,
+        /// What is wrong with it.
+        what: BaseTrouble,
+    },
+    /// The source held files before the mirror was added, and the mirror's directory is empty.
+    NeedsSync {
+        /// The directory.
+        path: String,
+    },
+    /// The log does not have any more what the mirror lacks.
+    Lacks {
+        /// How many changes.
+        changes: u64,
+    },
+    /// The mirror refused a change.
+    Refused {
+        /// Which one.
+        seq: Seq,
+        /// In words.
+        change: String,
+        /// What the server said.
+        status: Status,
+    },
+    /// A file of the source can't be read.
+    Source {
+        /// In words.
+        change: String,
+        /// The operating system's reason.
+        why: io::Error,
+    },
+    /// The journal can't be read or written.
+    Journal(JournalError),
+}
+
+/// What can be wrong with a mirror's directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BaseTrouble {
+    /// There is nothing at that path.
+    Missing,
+    /// Something else is.
+    NotADirectory,
+    /// ProxyFS's own directory can't be made in it.
+    NotWritable(Status),
+    /// The server does not let us look.
+    Other(Status),
+}
+
+/// How an error is met (rule R5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Back off exponentially, for ever.
+    Connection,
+    /// A person has to do something: retried at the slow end.
+    Mirror,
+}
+
+impl MirrorError {
+    /// A refused change.
+    pub fn refused(seq: Seq, change: &Change, status: Status) -> MirrorError {
+        MirrorError::Refused {
+            seq,
+            change: change.to_string(),
+            status,
+        }
+    }
+
+    /// How it is met.
+    pub fn class(&self) -> Class {
+        match self {
+            MirrorError::Connect(why) if why.is_connection() => Class::Connection,
+            MirrorError::Connect(_)
+            | MirrorError::Passphrase { .. }
+            | MirrorError::NoKey
+            | MirrorError::Server(_)
+            | MirrorError::Base { .. }
+            | MirrorError::NeedsSync { .. }
+            | MirrorError::Lacks { .. }
+            | MirrorError::Refused { .. } => Class::Mirror,
+            MirrorError::Session(_) | MirrorError::Source { .. } | MirrorError::Journal(_) => {
+                Class::Connection
+            }
+        }
+    }
+}
+
+impl fmt::Display for MirrorError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            MirrorError::Connect(why) => write!(f, "{why}"),
+            MirrorError::Session(why) => write!(f, "{why}"),
+            MirrorError::Passphrase { file, why } => {
+                write!(f, "passphrase_file {}: {why}", file.display())
+            }
+            MirrorError::NoKey => f.write_str(
+                "there is no key to log in with: make one (ssh-keygen -t ed25519) or name one with `key`",
+            ),
+            MirrorError::Server(extension) => write!(
+                f,
+                "the server does not offer {extension}: use OpenSSH's sftp-server or internal-sftp there"
+            ),
+            MirrorError::Base { path, what } => match what {
+                BaseTrouble::Missing => write!(
+                    f,
+                    "the mirror's directory {path} does not exist: create it there, owned by the \
+                     login user (if its disk is not mounted, mount it first)"
+                ),
+                BaseTrouble::NotADirectory => {
+                    write!(f, "the mirror's path {path} is not a directory: correct `path`")
+                }
+                BaseTrouble::NotWritable(status) => write!(
+                    f,
+                    "the mirror's directory {path} is not writable for the login user ({status}): \
+                     chown it there"
+                ),
+                BaseTrouble::Other(status) => {
+                    write!(f, "the mirror's directory {path} cannot be looked at: {status}")
+                }
+            },
+            MirrorError::NeedsSync { path } => write!(
+                f,
+                "the source held files when this mirror was added, and {path} there is empty: copy \
+                 the source there (rsync -a), then run `proxyfs resume` for this mirror"
+            ),
+            MirrorError::Lacks { changes } => write!(
+                f,
+                "{changes} changes that this mirror lacks are not in the log any more (it was not \
+                 configured meanwhile): copy the source there (rsync -a --delete), then run `proxyfs \
+                 resume` for this mirror"
+            ),
+            MirrorError::Refused { seq, change, status } => {
+                write!(f, "change {seq} ({change}) was refused: {status}{}", advice(status))
+            }
+            MirrorError::Source { change, why } => {
+                write!(f, "{change}: the source's file cannot be read: {why}")
+            }
+            MirrorError::Journal(why) => write!(f, "{why}"),
+        }
+    }
+}
+
+/// What to do about a refusal.
+fn advice(status: &Status) -> &'static str {
+    match status.code {
+        code::PERMISSION_DENIED => "; give the login user the right to write there",
+        code::FAILURE => {
+            "; see that the mirror's disk is not full and that nothing else stands at that path"
+        }
+        _ => "",
+    }
+}
+
+impl std::error::Error for MirrorError {}
+
+impl From<SessionError> for MirrorError {
+    fn from(why: SessionError) -> MirrorError {
+        MirrorError::Session(why)
+    }
+}
+
+impl From<JournalError> for MirrorError {
+    fn from(why: JournalError) -> MirrorError {
+        MirrorError::Journal(why)
+    }
+}
+
+impl From<ConnectError> for MirrorError {
+    fn from(why: ConnectError) -> MirrorError {
+        MirrorError::Connect(why)
+    }
+}

@@ -1,0 +1,129 @@
+//! What `status` shows of a worker: written by the worker, read by whoever asks, without waiting.
+
+use crate::change::Seq;
+use crate::status::MirrorState;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Over how long the rate is smoothed.
+const RATE_WINDOW: Duration = Duration::from_secs(1);
+
+/// A snapshot.
+#[derive(Clone, Debug)]
+pub struct Now {
+    /// How the mirror is doing.
+    pub state: MirrorState,
+    /// Every change up to here is on the mirror, directories' times included.
+    pub settled: Seq,
+    /// What went wrong last, if it still stands.
+    pub last_error: Option<String>,
+    /// When it is tried again.
+    pub retry_at: Option<Instant>,
+    /// The file being sent, with its length and how much of it is sent.
+    pub current: Option<(String, u64, u64)>,
+    /// Bytes sent a second, lately.
+    pub bytes_per_second: u64,
+    /// What the mirror's server lacks.
+    pub unsupported: Vec<String>,
+}
+
+struct Inner {
+    now: Now,
+    sent: u64,
+    measured_at: Instant,
+}
+
+/// Shared by a worker and those who ask.
+pub struct Live(Mutex<Inner>);
+
+impl Live {
+    /// Of a worker that has yet to connect.
+    pub fn new(settled: Seq, last_error: Option<String>) -> Live {
+        let now = Now {
+            state: MirrorState::Syncing,
+            settled,
+            last_error,
+            retry_at: None,
+            current: None,
+            bytes_per_second: 0,
+            unsupported: Vec::new(),
+        };
+        Live(Mutex::new(Inner {
+            now,
+            sent: 0,
+            measured_at: Instant::now(),
+        }))
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        // Plain values: whatever a panic left is still a snapshot.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A snapshot.
+    pub fn now(&self) -> Now {
+        self.inner().now.clone()
+    }
+
+    /// The worker is not at work: why, and until when.
+    pub fn resting(&self, state: MirrorState, error: Option<String>, retry_at: Option<Instant>) {
+        let now = &mut self.inner().now;
+        now.state = state;
+        now.last_error = error;
+        now.retry_at = retry_at;
+        now.current = None;
+        now.bytes_per_second = 0;
+    }
+
+    /// The worker is about to try: nothing is known to be wrong.
+    pub fn trying(&self) {
+        let now = &mut self.inner().now;
+        if !matches!(now.state, MirrorState::Synced | MirrorState::Syncing) {
+            now.state = MirrorState::Syncing;
+            now.last_error = None;
+            now.retry_at = None;
+        }
+    }
+
+    /// A session is up.
+    pub fn connected(&self, unsupported: Vec<String>) {
+        let mut inner = self.inner();
+        (inner.sent, inner.measured_at) = (0, Instant::now());
+        let now = &mut inner.now;
+        now.state = MirrorState::Syncing;
+        now.last_error = None;
+        now.retry_at = None;
+        now.unsupported = unsupported;
+    }
+
+    /// The worker is at work: `drained` when nothing is left to do, `settled` when directories' times
+    /// are right up to there, `sent` the bytes of this session so far.
+    pub(super) fn working(
+        &self,
+        drained: bool,
+        settled: Seq,
+        sent: u64,
+        current: impl FnOnce() -> Option<(String, (u64, u64))>,
+    ) {
+        let mut inner = self.inner();
+        let elapsed = inner.measured_at.elapsed();
+        if elapsed >= RATE_WINDOW {
+            let fresh = sent.saturating_sub(inner.sent) as f64 / elapsed.as_secs_f64();
+            let smooth = if drained {
+                fresh
+            } else {
+                (inner.now.bytes_per_second as f64 + fresh) / 2.0
+            };
+            inner.now.bytes_per_second = smooth as u64;
+            (inner.sent, inner.measured_at) = (sent, Instant::now());
+        }
+        let now = &mut inner.now;
+        now.state = if drained {
+            MirrorState::Synced
+        } else {
+            MirrorState::Syncing
+        };
+        now.settled = now.settled.max(settled);
+        now.current = current().map(|(path, (size, done))| (path, size, done));
+    }
+}

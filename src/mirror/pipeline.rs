@@ -1,0 +1,519 @@
+//! Stage anything, publish in order: how log rows become requests, many in flight.
+//!
+//! *Staging* makes a file ready out of sight (`.proxyfs/stage/<seq>`), in any order, as far ahead as the
+//! window reaches. *Publishing* makes a change visible: in the order of the log, pipelined.
+//!
+//! What can go wrong between two lines, and what answers it:
+//!
+//! * *A change becomes visible that the log may forget* (J3): before the first publishing request of a
+//!   row is sent, [`Journal::announce`] has put the row, and the note that it is about to be sent, on
+//!   the disk.
+//! * *A reply is lost.* On the next connection the rows from the cursor up to the announced one are
+//!   uncertain and replayed. Most changes may be repeated, in order, and end the same. A rename, link or
+//!   exchange (a *pivot*) may not, nor what went before it on its paths: `unlink b; rename a b` done
+//!   twice deletes what the rename brought. So a pivot is sent only when everything earlier that is
+//!   related to its paths is noted as done in the journal, and nothing later that is related to them
+//!   is sent before the pivot is noted itself (J4, from both sides). Then whether it happened is told by
+//!   looking at its old name.
+//!   One exception saves a round trip for the commonest pair, write-a-temporary-file and rename it: a
+//!   staged file on its way to exactly the rename's old name may be in flight. Both done twice, in
+//!   order, end the same.
+//! * *A row is replayed after a symlink was put in its way*: its chmod, or the removal of something below
+//!   it, would go through the link and out of the tree. So a symlink is sent only when everything
+//!   earlier on its path and below is noted as done.
+//! * *A request fails behind others that were sent with it.* Later rows on the same paths have seen a
+//!   state that is not theirs. So the pipeline drains, the failure is dealt with alone, and all that was
+//!   sent behind it is sent again, as uncertain rows.
+//! * *The mirror's disk fills up in a WRITE, the rename behind it succeeds* (P4): nothing is published
+//!   before every reply of its staging is there.
+
+use super::errors::MirrorError;
+use super::ghosts::Ghosts;
+use super::inbox::{Inbox, Notice};
+use super::live::Live;
+use super::plan::{self, Place, Publish, Rules, Staging, Verdict};
+use super::related::PathIndex;
+use super::settle::Settle;
+use super::source::Source;
+use super::upload::{Outcome, Upload};
+use crate::change::{Change, RelPath, Seq};
+use crate::journal::{Journal, Progress, Reader, Row};
+use crate::sftp::{Remote, Reply, Request, Status, Ticket, code};
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+mod publishing;
+mod staging;
+mod trouble;
+
+pub(super) use trouble::MARKS;
+
+/// Rows in memory at most.
+const WINDOW: usize = 2048;
+/// Rows read from the journal at a time.
+const LOAD: usize = 512;
+/// Files being staged at once at most, and at most half of the handles that the server has.
+const STAGING: usize = 512;
+/// Of those, files that are kept open here.
+const OPEN_FILES: usize = 16;
+/// Bytes of file data without a reply at most.
+const UNACKNOWLEDGED: usize = 8 << 20;
+/// Changes being published at once at most.
+const PUBLISHING: usize = 1024;
+/// How often a file that changes while it is read is staged again. After that it is published as it
+/// is: its next content is in the log already, or about to be.
+const RESTAGE: u32 = 3;
+/// A mirror that was behind for so long is worth a line in the log when it no longer is.
+const WORTH_A_LINE: Duration = Duration::from_secs(60);
+/// How long a completed change may be unknown to the journal while others are under way.
+const RECORD_EVERY: Duration = Duration::from_millis(50);
+
+/// What a pipeline works with.
+pub struct Setup<'a> {
+    /// The mirror's name in the journal.
+    pub name: &'a str,
+    /// Where things are there.
+    pub place: Place,
+    /// What it gets.
+    pub rules: Rules,
+    /// The tree that is mirrored.
+    pub source: &'a Source,
+    /// The log.
+    pub journal: &'a Journal,
+    /// A connection of its own to read the log.
+    pub reader: &'a Reader,
+    /// Where it is told to stop.
+    pub inbox: &'a Inbox,
+    /// What `status` shows of it.
+    pub live: &'a Live,
+}
+
+/// Why a pipeline ended without an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to pause.
+    Paused,
+    /// It was told to stop.
+    Stopped,
+}
+
+enum Stage {
+    /// Nothing to stage, or it is staged.
+    Ready,
+    Waiting,
+    Uploading(Box<Upload>),
+    /// Requests without a reply, and what failed first.
+    Symlink(usize, Option<Status>),
+    /// The file is gone here, and so its content has nothing to do there.
+    Gone,
+}
+
+enum Step {
+    Waiting,
+    /// Replies to the publishing requests and the looks behind them; how many are missing.
+    Sent(Vec<Option<Reply>>, usize),
+    /// A file with several names is being written in place.
+    InPlace,
+    /// It went wrong: to be dealt with when nothing is in flight.
+    Trouble(Verdict),
+    Done,
+}
+
+struct Job {
+    row: Row,
+    stage: Stage,
+    step: Step,
+    restaged: u32,
+    /// Published from the stage though it has several names: its name is not there.
+    anew: bool,
+    /// How often it was denied though no directory was shut: it may have been sent before one was opened.
+    denied: u32,
+    /// What it comes to on this mirror, where that is something else: see [`Ghosts`].
+    instead: Option<Change>,
+    /// Its content is gone, and nothing stands at its path.
+    absent: bool,
+}
+
+impl Job {
+    /// The change as it is carried out here.
+    fn change(&self) -> &Change {
+        self.instead.as_ref().unwrap_or(&self.row.change)
+    }
+
+    /// Whether looks are sent along with its requests.
+    fn looks(&self, uncertain: bool) -> bool {
+        uncertain || self.change().is_pivot() || matches!(self.stage, Stage::Gone)
+    }
+
+    fn is_staged(&self) -> bool {
+        let arrives = self.anew || plan::staging(&self.row.change) != Staging::None;
+        arrives && !matches!(self.stage, Stage::Gone)
+    }
+}
+
+/// Whose a reply is.
+#[derive(Clone, Copy)]
+enum Purpose {
+    Stage(Seq),
+    Publish(Seq, usize),
+    Settle(usize),
+}
+
+/// One session's work: see the module's text.
+pub struct Pipeline<'a, R: Remote> {
+    setup: Setup<'a>,
+    remote: R,
+    /// Rows behind the cursor, without a gap.
+    window: VecDeque<Job>,
+    tickets: HashMap<Ticket, Purpose>,
+    /// All that is done, and noted in the journal.
+    cursor: Seq,
+    /// The first row that may have to be staged.
+    stage_next: Seq,
+    /// The next row to publish.
+    publish_next: Seq,
+    /// Rows up to here are on the disk and may be published.
+    announced: Seq,
+    /// Rows up to here may have been carried out before.
+    uncertain: Seq,
+    /// Rows that are being uploaded.
+    uploading: BTreeSet<Seq>,
+    publishing: usize,
+    /// Paths of rows that were sent and are not noted as done.
+    in_flight: PathIndex,
+    /// Those of pivots among them.
+    pivots: PathIndex,
+    /// Those of staged files and symlinks among them.
+    arrivals: HashMap<RelPath, u32>,
+    /// A row waits for others to be noted as done.
+    barrier: bool,
+    /// The first row that is to be dealt with alone.
+    trouble: Option<Seq>,
+    settle: Settle,
+    /// Directories whose time could not be set, since one above them is shut.
+    shut_out: Vec<RelPath>,
+    ghosts: Ghosts,
+    recorded_at: Instant,
+    /// Everything up to here is done, directories' times included.
+    settled: Seq,
+    /// What that will be when the pass under way is over.
+    settling: Option<Seq>,
+    /// Since when, and at which change, the mirror has not had everything.
+    behind_since: Option<(Instant, Seq)>,
+    /// Whether it has had everything once in this session.
+    caught_up: bool,
+}
+
+impl<'a, R: Remote> Pipeline<'a, R> {
+    /// Starts behind the mirror's cursor.
+    ///
+    /// # Errors
+    /// The journal's.
+    pub fn new(setup: Setup<'a>, remote: R) -> Result<Pipeline<'a, R>, MirrorError> {
+        let position = setup.journal.mirror(setup.name)?;
+        let touched = setup.reader.touched(setup.name)?;
+        let ghosts = Ghosts::new(setup.reader.ghosts(setup.name)?);
+        let now = Instant::now();
+        Ok(Pipeline {
+            setup,
+            remote,
+            window: VecDeque::new(),
+            tickets: HashMap::new(),
+            cursor: position.cursor,
+            stage_next: position.cursor + 1,
+            publish_next: position.cursor + 1,
+            announced: position.cursor,
+            uncertain: position.sent_upto,
+            uploading: BTreeSet::new(),
+            publishing: 0,
+            in_flight: PathIndex::default(),
+            pivots: PathIndex::default(),
+            arrivals: HashMap::new(),
+            barrier: false,
+            trouble: None,
+            settle: Settle::new(touched, now),
+            shut_out: Vec::new(),
+            ghosts,
+            recorded_at: now,
+            settled: 0,
+            settling: None,
+            behind_since: None,
+            caught_up: false,
+        })
+    }
+
+    /// Replays what is in the log, and what comes, until it is told to stop or something fails.
+    ///
+    /// # Errors
+    /// The connection broke, the mirror refused a change, or the journal or the source can't be read.
+    /// What is done by then is noted.
+    pub fn run(&mut self) -> Result<Ended, MirrorError> {
+        let ended = self.work();
+        // What has been done is done, however the session ended.
+        let noted = self.record();
+        let ended = ended?;
+        noted?;
+        Ok(ended)
+    }
+
+    fn work(&mut self) -> Result<Ended, MirrorError> {
+        loop {
+            while let Some(notice) = self.setup.inbox.next() {
+                match notice {
+                    Notice::Stop => return Ok(Ended::Stopped),
+                    Notice::Pause => return Ok(Ended::Paused),
+                    Notice::Changes | Notice::Resume => {}
+                }
+            }
+            if !self.is_halted() {
+                self.load()?;
+                self.start_uploads()?;
+                self.feed_uploads()?;
+                self.publish()?;
+            } else {
+                self.feed_uploads()?;
+                if self.remote.outstanding() == 0 {
+                    self.deal_with_trouble()?;
+                    continue;
+                }
+            }
+            self.record_if_due()?;
+            self.start_settling()?;
+            self.show();
+            self.pump()?;
+            while let Some((ticket, reply)) = self.remote.reply() {
+                self.take(ticket, reply)?;
+            }
+        }
+    }
+
+    fn pump(&mut self) -> Result<(), MirrorError> {
+        let now = Instant::now();
+        let mut wait = Duration::from_secs(1);
+        if self.unrecorded() {
+            wait = wait.min(RECORD_EVERY);
+        }
+        if let Some(due) = self.settle.due_in(self.is_drained(), now) {
+            wait = wait.min(due);
+        }
+        if self.cursor_has_news() {
+            wait = Duration::ZERO;
+        }
+        self.remote
+            .pump(wait, Some(std::os::fd::AsFd::as_fd(self.setup.inbox)))?;
+        self.setup.inbox.silence();
+        Ok(())
+    }
+
+    /// Whether something is to be dealt with alone, once nothing is in flight.
+    fn is_halted(&self) -> bool {
+        self.trouble.is_some() || !self.shut_out.is_empty()
+    }
+
+    /// Whether rows are in the log that could be loaded now.
+    fn cursor_has_news(&self) -> bool {
+        !self.is_halted()
+            && self.window.len() + LOAD <= WINDOW
+            && self.last_loaded() < self.setup.journal.head()
+    }
+
+    fn last_loaded(&self) -> Seq {
+        self.cursor + self.window.len() as Seq
+    }
+
+    fn job(&mut self, seq: Seq) -> Option<&mut Job> {
+        let index = seq.checked_sub(self.cursor + 1)?;
+        self.window.get_mut(index as usize)
+    }
+
+    fn load(&mut self) -> Result<(), MirrorError> {
+        while self.cursor_has_news() {
+            let rows = self.setup.reader.rows(self.last_loaded(), LOAD)?;
+            if rows.is_empty() {
+                break; // not visible to this connection yet: the next turn has them
+            }
+            for row in rows {
+                let stage = match plan::staging(&row.change) {
+                    Staging::None => Stage::Ready,
+                    Staging::File | Staging::Symlink => Stage::Waiting,
+                };
+                self.window.push_back(Job {
+                    row,
+                    stage,
+                    step: Step::Waiting,
+                    restaged: 0,
+                    denied: 0,
+                    anew: false,
+                    instead: None,
+                    absent: false,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, ticket: Ticket, reply: Reply) -> Result<(), MirrorError> {
+        match self.tickets.remove(&ticket) {
+            Some(Purpose::Stage(seq)) => self.take_staged(seq, reply),
+            Some(Purpose::Publish(seq, i)) => {
+                self.take_published(seq, i, reply);
+                Ok(())
+            }
+            Some(Purpose::Settle(index)) => {
+                let status = match reply {
+                    Reply::Status(status) => Some(status),
+                    Reply::Ok
+                    | Reply::Handle(_)
+                    | Reply::Data(_)
+                    | Reply::Names(_)
+                    | Reply::Attrs(_) => None,
+                };
+                if let Some(status) = &status {
+                    let name = self.setup.name;
+                    log::debug!(
+                        "mirror {name}: a directory's time was not set ({index}): {status}"
+                    );
+                }
+                let denied = status.is_some_and(|s| s.code == code::PERMISSION_DENIED);
+                if let Some(denied) = self.settle.take(index, denied) {
+                    if denied.is_empty() {
+                        self.settled = self.settling.unwrap_or(self.settled);
+                    }
+                    self.settling = None;
+                    self.shut_out = denied;
+                }
+                Ok(())
+            }
+            None => Ok(()), // a removal of which nothing is to be learned
+        }
+    }
+
+    fn unrecorded(&self) -> bool {
+        self.window
+            .front()
+            .is_some_and(|j| matches!(j.step, Step::Done))
+    }
+
+    fn record_if_due(&mut self) -> Result<(), MirrorError> {
+        let due = self.barrier
+            || self.publishing == 0
+            || self.recorded_at.elapsed() >= RECORD_EVERY
+            || self.window.len() >= WINDOW - LOAD;
+        if (due && self.unrecorded()) || self.settle.has_news() {
+            self.record()?;
+            if self.barrier {
+                self.publish()?; // what waited for it need not wait for the next reply
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes in the journal what is done.
+    fn record(&mut self) -> Result<(), MirrorError> {
+        let mut done = None;
+        while self.unrecorded() {
+            let Some(job) = self.window.pop_front() else {
+                break;
+            };
+            self.cursor = job.row.seq;
+            done = Some((job.row.seq, job.row.cum_bytes));
+            self.forget_in_flight(&job);
+            log::debug!(
+                "mirror {}: {} {} is done",
+                self.setup.name,
+                self.cursor,
+                job.row.change
+            );
+            self.ghosts.follow(&job.row.change, job.absent);
+            if !matches!(job.stage, Stage::Gone) {
+                self.settle.touch_for(&job.row.change);
+            }
+        }
+        let (touched, settled) = self.settle.news();
+        let (ghosts, laid) = self.ghosts.news();
+        if done.is_none() && touched.is_empty() && settled.is_empty() {
+            return Ok(());
+        }
+        let progress = Progress {
+            cursor: done,
+            touched,
+            settled,
+            ghosts,
+            laid,
+        };
+        self.setup.journal.advance(self.setup.name, &progress)?;
+        self.recorded_at = Instant::now();
+        Ok(())
+    }
+
+    fn is_drained(&self) -> bool {
+        self.window.is_empty() && self.cursor >= self.setup.journal.head()
+    }
+
+    fn start_settling(&mut self) -> Result<(), MirrorError> {
+        let (now, drained) = (Instant::now(), self.is_drained());
+        if self.is_halted() {
+            return Ok(());
+        }
+        let unseen = |why| MirrorError::Source {
+            change: "the time of a directory".to_string(),
+            why,
+        };
+        let fits = self.settle.fits_a_pass();
+        if self.settle.due_in(drained, now) == Some(Duration::ZERO)
+            && self.settle.look(self.setup.source, now).map_err(unseen)?
+        {
+            self.settling = fits.then_some(self.cursor);
+        }
+        let head = self.setup.journal.head();
+        let (place, in_flight) = (&self.setup.place, &self.in_flight);
+        let Some(requests) = self
+            .settle
+            .requests(place, in_flight, self.cursor, head, now)
+        else {
+            return Ok(());
+        };
+        if requests.is_empty() {
+            self.settled = self.settling.take().unwrap_or(self.settled);
+        }
+        for (index, request) in requests.into_iter().enumerate() {
+            let ticket = self.remote.send(request);
+            self.tickets.insert(ticket, Purpose::Settle(index));
+        }
+        if self.settle.has_news() {
+            self.record()?;
+        }
+        Ok(())
+    }
+
+    fn show(&mut self) {
+        if self.settle.is_clear() {
+            self.settled = self.cursor;
+        }
+        let drained = self.is_drained() && self.settle.is_clear();
+        match (drained, self.behind_since) {
+            (false, None) => self.behind_since = Some((Instant::now(), self.cursor)),
+            (true, Some((since, cursor))) => {
+                let changes = self.cursor - cursor;
+                if !self.caught_up || since.elapsed() >= WORTH_A_LINE {
+                    log::info!("mirror {}: caught up, {changes} changes", self.setup.name);
+                }
+                self.caught_up = true;
+                self.behind_since = None;
+            }
+            (true, None) => self.caught_up = true,
+            (false, Some(_)) => {}
+        }
+        let current = || {
+            let seq = *self.uploading.first()?;
+            let job = self.window.get((seq - self.cursor - 1) as usize)?;
+            let Stage::Uploading(upload) = &job.stage else {
+                return None;
+            };
+            Some((job.row.change.path().to_string(), upload.progress()))
+        };
+        self.setup
+            .live
+            .working(drained, self.settled, self.remote.traffic().0, current);
+    }
+}

@@ -1,0 +1,538 @@
+//! One change as requests to the mirror, and what their replies mean (R2).
+//!
+//! The danger is a change that is carried out twice, since its first reply was lost, or whose later
+//! fellows have already happened. Every arm of [`judge`] says when "already done" counts as success.
+//! It may say so more freely for an *uncertain* row (one that may have been sent before the connection
+//! broke): what stands in its way then is what later rows did, and those are replayed after it.
+//!
+//! SFTP v3 says FAILURE for most things. What it means is learned by looking: [`judge`] asks for the
+//! attributes of the change's paths ([`Verdict::Look`]) where it can't tell. Uncertain rows bring the
+//! look with them, so that a window of them costs no round trip each.
+
+use super::source::sftp_time;
+use crate::change::{Change, Owner, RelPath, Seq, Times};
+use crate::sftp::{Attrs, Reply, Request, Status, code};
+
+/// Type bits of a mode, and those of a directory (stat(2)).
+const S_IFMT: u32 = 0o170_000;
+const S_IFDIR: u32 = 0o040_000;
+
+/// Name of ProxyFS's own directory, in the root of the source and of each mirror.
+pub const PRIVATE_DIR: &str = ".proxyfs";
+
+/// Where things are on a mirror.
+#[derive(Clone, Debug)]
+pub struct Place {
+    base: Vec<u8>,
+}
+
+impl Place {
+    /// `base` is the mirror's directory, absolute or relative to the login directory.
+    pub fn new(base: &[u8]) -> Place {
+        let end = base.iter().rposition(|b| *b != b'/').map_or(1, |i| i + 1);
+        Place {
+            base: base[..end.min(base.len())].to_vec(),
+        }
+    }
+
+    /// The mirror's directory itself.
+    pub fn base(&self) -> Vec<u8> {
+        self.base.clone()
+    }
+
+    /// A path of the source, on the mirror.
+    pub fn path(&self, path: &RelPath) -> Vec<u8> {
+        if path.is_root() {
+            self.base()
+        } else {
+            self.below(path.as_bytes())
+        }
+    }
+
+    /// ProxyFS's own directory.
+    pub fn private_dir(&self) -> Vec<u8> {
+        self.below(PRIVATE_DIR.as_bytes())
+    }
+
+    /// Where files are made ready.
+    pub fn stage_dir(&self) -> Vec<u8> {
+        self.below(b".proxyfs/stage")
+    }
+
+    /// Where the file of one change is made ready.
+    pub fn stage(&self, seq: Seq) -> Vec<u8> {
+        self.below(format!(".proxyfs/stage/{seq}").as_bytes())
+    }
+
+    /// The directory that tells how far an exchange is.
+    pub fn exchange(&self, seq: Seq) -> Vec<u8> {
+        self.below(format!(".proxyfs/exchange-{seq}").as_bytes())
+    }
+
+    fn below(&self, rest: &[u8]) -> Vec<u8> {
+        let mut path = self.base.clone();
+        if path.last() != Some(&b'/') {
+            path.push(b'/');
+        }
+        path.extend_from_slice(rest);
+        path
+    }
+}
+
+/// What this mirror gets, and what its server can do.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// Whether owners are set (`preserve_owner`).
+    pub owner: bool,
+    /// Whether a symlink's own attributes can be set.
+    pub lsetstat: bool,
+}
+
+/// What has to be ready, out of sight, before a change can be published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Staging {
+    /// Nothing.
+    None,
+    /// The file's bytes and attributes.
+    File,
+    /// A symlink.
+    Symlink,
+}
+
+/// How a change becomes visible.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Publish {
+    /// These requests, sent together. None at all: there is nothing that a mirror could be told.
+    Requests(Vec<Request>),
+    /// The file's bytes are written into it where it stands (a file with several names).
+    InPlace,
+    /// Step by step, with a mark of how far it is.
+    Exchange,
+}
+
+/// What the replies mean.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is done.
+    Done,
+    /// Look at the change's paths (LSTAT) and ask again.
+    Look,
+    /// It is not done.
+    Failed(Status),
+}
+
+/// What has to be staged for a change.
+pub fn staging(change: &Change) -> Staging {
+    match change {
+        Change::Content { linked: false, .. } => Staging::File,
+        Change::Symlink { .. } => Staging::Symlink,
+        Change::Content { linked: true, .. }
+        | Change::Mkdir { .. }
+        | Change::Rmdir { .. }
+        | Change::Unlink { .. }
+        | Change::Link { .. }
+        | Change::Rename { .. }
+        | Change::Exchange { .. }
+        | Change::Attr { .. } => Staging::None,
+    }
+}
+
+/// How the change `seq` becomes visible.
+pub fn publish(change: &Change, seq: Seq, place: &Place, rules: Rules) -> Publish {
+    let requests = match change {
+        Change::Mkdir { path, mode, owner } => {
+            let path = place.path(path);
+            let attrs = Attrs {
+                mode: Some(*mode),
+                ..Attrs::default()
+            };
+            // The server's umask is not ours, and setgid is not MKDIR's: the mode is set again.
+            let mut all = vec![Request::Mkdir {
+                path: path.clone(),
+                attrs,
+            }];
+            all.extend(set(
+                path,
+                attributes(Some(*mode), Some(*owner), None, rules),
+                false,
+            ));
+            all
+        }
+        Change::Rmdir { path } => vec![Request::Rmdir {
+            path: place.path(path),
+        }],
+        Change::Unlink { path } => vec![Request::Remove {
+            path: place.path(path),
+        }],
+        Change::Symlink { path, .. }
+        | Change::Content {
+            path,
+            linked: false,
+            ..
+        } => {
+            vec![Request::PosixRename {
+                from: place.stage(seq),
+                to: place.path(path),
+            }]
+        }
+        Change::Content { linked: true, .. } => return Publish::InPlace,
+        Change::Link { from, path } => {
+            vec![Request::Hardlink {
+                from: place.path(from),
+                to: place.path(path),
+            }]
+        }
+        Change::Rename { from, to } => {
+            vec![Request::PosixRename {
+                from: place.path(from),
+                to: place.path(to),
+            }]
+        }
+        Change::Exchange { .. } => return Publish::Exchange,
+        Change::Attr { symlink: true, .. } if !rules.lsetstat => Vec::new(),
+        Change::Attr {
+            path,
+            symlink,
+            mode,
+            owner,
+            times,
+        } => {
+            // A symlink has no mode of its own.
+            let mode = mode.filter(|_| !symlink);
+            set(
+                place.path(path),
+                attributes(mode, *owner, *times, rules),
+                *symlink,
+            )
+        }
+    };
+    Publish::Requests(requests)
+}
+
+/// What is sent to make a symlink ready.
+pub fn stage_symlink(
+    target: &[u8],
+    owner: Owner,
+    times: Times,
+    stage: Vec<u8>,
+    rules: Rules,
+) -> Vec<Request> {
+    let mut all = vec![Request::Symlink {
+        target: target.to_vec(),
+        link: stage.clone(),
+    }];
+    if rules.lsetstat {
+        all.extend(set(
+            stage,
+            attributes(None, Some(owner), Some(times), rules),
+            true,
+        ));
+    }
+    all
+}
+
+/// Attributes in the order in which they have to be set: the owner first, since chown clears suid
+/// bits and OpenSSH would do it last; then mode and times.
+pub fn attributes(
+    mode: Option<u32>,
+    owner: Option<Owner>,
+    times: Option<Times>,
+    rules: Rules,
+) -> Vec<Attrs> {
+    let mut all = Vec::new();
+    if let Some(owner) = owner.filter(|_| rules.owner) {
+        all.push(Attrs {
+            owner: Some((owner.uid, owner.gid)),
+            ..Attrs::default()
+        });
+    }
+    if mode.is_some() || times.is_some() {
+        let times = times.map(|t| (sftp_time(t.atime.seconds), sftp_time(t.mtime.seconds)));
+        all.push(Attrs {
+            mode: mode.map(|m| m & 0o7777),
+            times,
+            ..Attrs::default()
+        });
+    }
+    all
+}
+
+fn set(path: Vec<u8>, all: Vec<Attrs>, symlink: bool) -> Vec<Request> {
+    all.into_iter()
+        .map(|attrs| {
+            let path = path.clone();
+            if symlink {
+                Request::Lsetstat { path, attrs }
+            } else {
+                Request::Setstat { path, attrs }
+            }
+        })
+        .collect()
+}
+
+/// The looks that tell what stands at a change's paths, in the order of [`Change::paths`].
+pub fn looks(change: &Change, place: &Place) -> Vec<Request> {
+    change
+        .paths()
+        .map(|p| Request::Lstat {
+            path: place.path(p),
+        })
+        .collect()
+}
+
+/// What looks found: none for a path with nothing there.
+///
+/// # Errors
+/// The status of a look that could not tell.
+pub fn seen(looks: &[Reply]) -> Result<Vec<Option<Attrs>>, Status> {
+    looks
+        .iter()
+        .map(|reply| match reply {
+            Reply::Attrs(attrs) => Ok(Some(*attrs)),
+            Reply::Status(status) if status.code == code::NO_SUCH_FILE => Ok(None),
+            Reply::Status(status) => Err(status.clone()),
+            Reply::Ok | Reply::Handle(_) | Reply::Data(_) | Reply::Names(_) => Ok(None),
+        })
+        .collect()
+}
+
+/// Whether these are a directory's attributes.
+pub fn is_dir(attrs: &Attrs) -> bool {
+    attrs.mode.is_some_and(|m| m & S_IFMT == S_IFDIR)
+}
+
+/// What the replies to a change's [`Publish::Requests`] mean. `seen` is what stands at its paths, when
+/// that has been looked at.
+pub fn judge(
+    change: &Change,
+    uncertain: bool,
+    replies: &[Reply],
+    seen: Option<&[Option<Attrs>]>,
+) -> Verdict {
+    let Some((at, why)) = replies
+        .iter()
+        .enumerate()
+        .find_map(|(i, r)| Some((i, failure(r)?)))
+    else {
+        return Verdict::Done;
+    };
+    let missing = why.code == code::NO_SUCH_FILE;
+    let Some(seen) = seen else {
+        // Where the answer is plain, no look is needed.
+        return match change {
+            Change::Unlink { .. } | Change::Rmdir { .. } | Change::Attr { .. } if missing => {
+                Verdict::Done
+            }
+            Change::Attr { .. } => Verdict::Failed(why.clone()),
+            _ if why.code == code::PERMISSION_DENIED => Verdict::Failed(why.clone()),
+            Change::Mkdir { .. }
+            | Change::Rmdir { .. }
+            | Change::Unlink { .. }
+            | Change::Symlink { .. }
+            | Change::Link { .. }
+            | Change::Rename { .. }
+            | Change::Exchange { .. }
+            | Change::Content { .. } => Verdict::Look,
+        };
+    };
+    let here = seen.first().copied().flatten();
+    // What may not be done was not done, whatever it looks like. (Some systems say so of the removal
+    // of a directory as if it were a file.)
+    let directory_by_now = uncertain
+        && matches!(change, Change::Unlink { .. })
+        && here.is_some_and(|attrs| is_dir(&attrs));
+    if why.code == code::PERMISSION_DENIED && !directory_by_now {
+        return Verdict::Failed(why.clone());
+    }
+    let done = match change {
+        // It is there; or something else is, or its parent is gone, since later rows replaced it.
+        Change::Mkdir { .. } => match here {
+            Some(attrs) if is_dir(&attrs) => at == 0 && replies.iter().skip(1).all(is_ok),
+            Some(_) | None => uncertain,
+        },
+        // Gone; or replaced by a file, or made again and filled, by later rows.
+        Change::Rmdir { .. } => {
+            here.is_none_or(|attrs| uncertain && (!is_dir(&attrs) || why.code == code::FAILURE))
+        }
+        // Gone; or a directory by now.
+        Change::Unlink { .. } => here.is_none_or(|attrs| uncertain && is_dir(&attrs)),
+        // A directory stands there by now, or the parent is gone.
+        Change::Symlink { .. } | Change::Content { .. } => {
+            uncertain && (missing || here.is_some_and(|attrs| is_dir(&attrs)))
+        }
+        // `from` was never there: its content was gone before it could be sent, and so is the link.
+        // Or the link was made, and its reply was lost: J4 keeps everything else from its paths.
+        Change::Link { .. } => {
+            here.is_none() || (uncertain && seen.get(1).is_some_and(|s| s.is_some()))
+        }
+        // `from` is gone: it was moved, and the reply was lost (J4), or it was never there, as above.
+        Change::Rename { .. } | Change::Exchange { .. } => here.is_none(),
+        Change::Attr { .. } => here.is_none(),
+    };
+    if done {
+        Verdict::Done
+    } else {
+        Verdict::Failed(why.clone())
+    }
+}
+
+fn failure(reply: &Reply) -> Option<&Status> {
+    match reply {
+        Reply::Status(status) => Some(status),
+        Reply::Ok | Reply::Handle(_) | Reply::Data(_) | Reply::Names(_) | Reply::Attrs(_) => None,
+    }
+}
+
+fn is_ok(reply: &Reply) -> bool {
+    failure(reply).is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::{Extent, NodeId};
+
+    fn path(s: &str) -> RelPath {
+        RelPath::new(s.as_bytes()).unwrap()
+    }
+
+    fn status(code: u32) -> Reply {
+        Reply::Status(Status {
+            code,
+            message: String::new(),
+        })
+    }
+
+    const FILE: Option<Attrs> = Some(Attrs {
+        size: None,
+        owner: None,
+        mode: Some(0o100_644),
+        times: None,
+    });
+    const DIR: Option<Attrs> = Some(Attrs {
+        size: None,
+        owner: None,
+        mode: Some(0o040_755),
+        times: None,
+    });
+
+    fn mkdir() -> Change {
+        Change::Mkdir {
+            path: path("d"),
+            mode: 0o2755,
+            owner: Owner { uid: 1, gid: 2 },
+        }
+    }
+
+    #[test]
+    fn paths_on_the_mirror_start_at_its_base() {
+        let place = Place::new(b"/srv/www/");
+        assert_eq!(place.path(&path("a/b")), b"/srv/www/a/b");
+        assert_eq!(place.path(&RelPath::root()), b"/srv/www");
+        assert_eq!(Place::new(b"/").path(&path("a")), b"/a");
+        assert_eq!(Place::new(b"www").stage(7), b"www/.proxyfs/stage/7");
+    }
+
+    #[test]
+    fn the_owner_is_set_before_the_mode_since_chown_clears_suid() {
+        let rules = Rules {
+            owner: true,
+            lsetstat: true,
+        };
+        let Publish::Requests(all) = publish(&mkdir(), 1, &Place::new(b"/m"), rules) else {
+            panic!("no requests");
+        };
+        let told: Vec<(bool, Option<u32>)> = all[1..]
+            .iter()
+            .map(|r| match r {
+                Request::Setstat { attrs, .. } => (attrs.owner.is_some(), attrs.mode),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(told, [(true, None), (false, Some(0o2755))]);
+    }
+
+    #[test]
+    fn a_directory_that_is_there_already_is_made() {
+        let replies = [status(code::FAILURE), Reply::Ok];
+        assert_eq!(judge(&mkdir(), false, &replies, None), Verdict::Look);
+        assert_eq!(
+            judge(&mkdir(), false, &replies, Some(&[DIR])),
+            Verdict::Done
+        );
+        let stuck = [status(code::FAILURE), status(code::PERMISSION_DENIED)];
+        assert!(matches!(
+            judge(&mkdir(), false, &stuck, Some(&[DIR])),
+            Verdict::Failed(_)
+        ));
+    }
+
+    #[test]
+    fn a_file_in_the_way_of_a_directory_counts_only_if_a_later_row_may_have_put_it_there() {
+        let replies = [status(code::FAILURE), Reply::Ok];
+        assert_eq!(
+            judge(&mkdir(), true, &replies, Some(&[FILE])),
+            Verdict::Done
+        );
+        assert!(matches!(
+            judge(&mkdir(), false, &replies, Some(&[FILE])),
+            Verdict::Failed(_)
+        ));
+    }
+
+    #[test]
+    fn what_is_gone_already_is_removed() {
+        for change in [
+            Change::Unlink { path: path("a") },
+            Change::Rmdir { path: path("a") },
+        ] {
+            let replies = [status(code::NO_SUCH_FILE)];
+            assert_eq!(judge(&change, false, &replies, None), Verdict::Done);
+        }
+    }
+
+    #[test]
+    fn a_directory_with_foreign_files_is_not_taken_for_removed() {
+        let change = Change::Rmdir { path: path("a") };
+        let replies = [status(code::FAILURE)];
+        assert_eq!(judge(&change, false, &replies, None), Verdict::Look);
+        assert!(matches!(
+            judge(&change, false, &replies, Some(&[DIR])),
+            Verdict::Failed(_)
+        ));
+        assert_eq!(judge(&change, true, &replies, Some(&[DIR])), Verdict::Done);
+    }
+
+    #[test]
+    fn a_rename_is_done_when_its_old_name_is_gone_and_only_then() {
+        let change = Change::Rename {
+            from: path("a"),
+            to: path("b"),
+        };
+        let replies = [status(code::NO_SUCH_FILE)];
+        assert_eq!(
+            judge(&change, true, &replies, Some(&[None, FILE])),
+            Verdict::Done
+        );
+        for uncertain in [true, false] {
+            let verdict = judge(&change, uncertain, &replies, Some(&[FILE, None]));
+            assert!(matches!(verdict, Verdict::Failed(_)));
+        }
+    }
+
+    #[test]
+    fn denied_is_never_done() {
+        let content = Change::Content {
+            path: path("a"),
+            node: NodeId([0; 8].into()),
+            extent: Extent::Whole,
+            size: 1,
+            linked: false,
+        };
+        for change in [mkdir(), Change::Unlink { path: path("a") }, content] {
+            let replies = [status(code::PERMISSION_DENIED)];
+            let verdict = judge(&change, true, &replies, None);
+            assert!(matches!(verdict, Verdict::Failed(_)), "{change}");
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Reading the source for a mirror: files by the identity of their inode, directories by path.
+//!
+//! The danger is to read the wrong file: a path may name another file by the time its change is
+//! replayed, or lead outside the source through a symlink that was swapped in. So files are opened by
+//! their handle only, and directories part by part without following links.
+//!
+//! The only `unsafe` of the network side is here: `open_by_handle_at(2)` has no safe wrapper.
+
+use crate::change::{NodeId, RelPath, Timestamp};
+use rustix::fs::{CWD, Mode, OFlags, Stat, fstat, openat};
+use rustix::io::Errno;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+/// The largest handle the kernel makes, in bytes (MAX_HANDLE_SZ, open_by_handle_at(2)).
+const MAX_HANDLE: usize = 128;
+
+/// How often an open is tried again that failed for want of memory, a millisecond apart.
+const ENOMEM_TRIES: u32 = 20;
+
+/// The source's tree, held by its root.
+pub struct Source {
+    root: OwnedFd,
+}
+
+#[repr(C)]
+struct FileHandle {
+    bytes: libc::c_uint,
+    kind: libc::c_int,
+    handle: [u8; MAX_HANDLE],
+}
+
+impl Source {
+    /// Takes the source's root directory, opened before anything was mounted over it.
+    pub fn new(root: OwnedFd) -> Source {
+        Source { root }
+    }
+
+    /// Opens the root directory by its path. For a daemon that mounts over it, this must come first.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn open_root(path: &Path) -> io::Result<Source> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Source {
+            root: openat(CWD, path, flags, Mode::empty())?,
+        })
+    }
+
+    /// Opens the file that `node` names, to read; none when it is gone. Needs CAP_DAC_READ_SEARCH.
+    ///
+    /// # Errors
+    /// The operating system's, but ESTALE and ENOENT: those mean that the file is gone.
+    pub fn open(&self, node: &NodeId) -> io::Result<Option<File>> {
+        let bad = || io::Error::new(io::ErrorKind::InvalidData, "this is no file handle");
+        let (kind, bytes) = node.0.split_first_chunk::<4>().ok_or_else(bad)?;
+        if bytes.len() > MAX_HANDLE {
+            return Err(bad());
+        }
+        let mut handle = FileHandle {
+            bytes: bytes.len() as libc::c_uint,
+            kind: i32::from_le_bytes(*kind),
+            handle: [0; MAX_HANDLE],
+        };
+        handle.handle[..bytes.len()].copy_from_slice(bytes);
+        // A FIFO that took the file's place would otherwise block the worker; it can't (a handle
+        // names one inode), but the flag costs nothing.
+        let flags = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOATIME;
+        let mut tries = 0;
+        loop {
+            // SAFETY: `handle` has the layout of `struct file_handle` with room for MAX_HANDLE bytes,
+            // says in `bytes` how many of them count, and outlives the call, which only reads it.
+            let fd = unsafe {
+                libc::syscall(
+                    libc::SYS_open_by_handle_at,
+                    self.root.as_raw_fd(),
+                    &raw mut handle,
+                    flags,
+                )
+            };
+            if fd >= 0 {
+                // SAFETY: the kernel has just given us this descriptor; nobody else has it.
+                return Ok(Some(File::from(unsafe { OwnedFd::from_raw_fd(fd as i32) })));
+            }
+            let why = io::Error::last_os_error();
+            match why.raw_os_error() {
+                Some(libc::ESTALE | libc::ENOENT) => return Ok(None),
+                Some(libc::EINTR) => {}
+                // While the number of a deleted inode is given to a new one, the kernel says ENOMEM for
+                // a moment (iget_locked() finds it half made). Seen once in 200,000 opens.
+                Some(libc::ENOMEM) if tries < ENOMEM_TRIES => {
+                    tries += 1;
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                _ => return Err(why),
+            }
+        }
+    }
+
+    /// What a directory of the source is like now; none when there is no directory at that path.
+    ///
+    /// # Errors
+    /// The operating system's, but those that mean that it is not there.
+    pub fn directory(&self, path: &RelPath) -> io::Result<Option<Stat>> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut at: Option<OwnedFd> = None;
+        for part in path
+            .as_bytes()
+            .split(|b| *b == b'/')
+            .filter(|p| !p.is_empty())
+        {
+            let next = match &at {
+                Some(dir) => openat(dir, part, flags, Mode::empty()),
+                None => openat(&self.root, part, flags, Mode::empty()),
+            };
+            match next {
+                Ok(dir) => at = Some(dir),
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
+                Err(why) => return Err(why.into()),
+            }
+        }
+        Ok(Some(fstat(at.as_ref().unwrap_or(&self.root))?))
+    }
+
+    /// Whether the root holds anything but ProxyFS's own directory.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn is_empty(&self) -> io::Result<bool> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = openat(&self.root, ".", flags, Mode::empty())?;
+        for entry in rustix::fs::Dir::new(root)? {
+            if !matches!(entry?.file_name().to_bytes(), b"." | b".." | b".proxyfs") {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// The modification time in a `stat`.
+pub fn mtime_of(stat: &Stat) -> Timestamp {
+    Timestamp {
+        seconds: stat.st_mtime,
+        nanoseconds: stat.st_mtime_nsec as u32,
+    }
+}
+
+/// A time as SFTP v3 has it: unsigned seconds. Earlier than 1970 becomes 1970, later than 2106 that.
+pub fn sftp_time(seconds: i64) -> u32 {
+    u32::try_from(seconds.max(0)).unwrap_or(u32::MAX)
+}
