@@ -3,6 +3,7 @@
 
 pub mod daemon;
 pub mod mounts;
+pub mod random;
 pub mod relay;
 pub mod sshd;
 pub mod tree;
