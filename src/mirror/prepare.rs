@@ -111,9 +111,11 @@ fn clear_stage<R: Remote>(
         let seq = name.strip_prefix(b"exchange-").and_then(number);
         if let Some(seq) = seq.filter(|seq| *seq <= position.cursor) {
             let mark = place.exchange(seq);
-            requests.push(Request::Rmdir {
-                path: [&mark[..], b"/half"].concat(),
-            });
+            for part in [&b"/half"[..], b"/alone"] {
+                requests.push(Request::Rmdir {
+                    path: [&mark[..], part].concat(),
+                });
+            }
             requests.push(Request::Rmdir { path: mark });
         }
     }

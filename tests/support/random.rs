@@ -175,7 +175,6 @@ impl User {
                     libc::EBADF,
                     libc::ENOSYS,
                     libc::ENODEV,
-                    libc::EPERM,
                     libc::EACCES,
                 ];
                 let number = why.raw_os_error().unwrap_or(0);

@@ -197,6 +197,10 @@ impl<R: Remote> Pipeline<'_, R> {
     /// No mark: not begun. `mark/a` without `mark/half`: the first step is done, and the second if b is
     /// gone. `mark/half` is made between the second and the third step; with it and without `mark/a` all
     /// three are done. The mark goes after the exchange is noted as done.
+    ///
+    /// One of the two may not be here: a file that was gone from the source before it could be sent.
+    /// Then the other one moves. `mark/alone` is made first where that is b, or after a cut it would be
+    /// taken for an a that has yet to move.
     fn exchange(&mut self, seq: Seq, change: &Change) -> Result<(), MirrorError> {
         let Change::Exchange { a, b } = change else {
             return Ok(());
@@ -205,56 +209,58 @@ impl<R: Remote> Pipeline<'_, R> {
         let place = &self.setup.place;
         let (a, b, mark) = (place.path(a), place.path(b), place.exchange(seq));
         let (aside, half) = ([&mark[..], b"/a"].concat(), [&mark[..], b"/half"].concat());
-        let private = Attrs {
-            mode: Some(0o700),
-            ..Attrs::default()
+        let alone = [&mark[..], b"/alone"].concat();
+        let make = |path: &[u8]| Request::Mkdir {
+            path: path.to_vec(),
+            attrs: Attrs {
+                mode: Some(0o700),
+                ..Attrs::default()
+            },
         };
-        if self.attributes_of(&mark)?.is_none() {
-            self.must(
-                seq,
-                change,
-                Request::Mkdir {
-                    path: mark.clone(),
-                    attrs: private,
-                },
-            )?;
+        let rename = |from: &[u8], to: &[u8]| Request::PosixRename {
+            from: from.to_vec(),
+            to: to.to_vec(),
+        };
+        if !self.stands(seq, change, &mark)? {
+            self.must(seq, change, make(&mark))?;
         }
-        if self.attributes_of(&half)?.is_none() {
-            if self.attributes_of(&aside)?.is_none() {
-                let step = Request::PosixRename {
-                    from: a.clone(),
-                    to: aside.clone(),
-                };
-                self.must(seq, change, step)?;
+        if !self.stands(seq, change, &half)? {
+            if !self.stands(seq, change, &alone)? && !self.stands(seq, change, &aside)? {
+                if self.stands(seq, change, &a)? {
+                    self.must(seq, change, rename(&a, &aside))?;
+                } else {
+                    self.must(seq, change, make(&alone))?;
+                }
             }
-            if self.attributes_of(&b)?.is_some() {
-                self.must(
-                    seq,
-                    change,
-                    Request::PosixRename {
-                        from: b.clone(),
-                        to: a,
-                    },
-                )?;
+            if self.stands(seq, change, &b)? {
+                self.must(seq, change, rename(&b, &a))?;
             }
-            self.must(
-                seq,
-                change,
-                Request::Mkdir {
-                    path: half.clone(),
-                    attrs: private,
-                },
-            )?;
+            self.must(seq, change, make(&half))?;
         }
-        if self.attributes_of(&aside)?.is_some() {
-            self.must(seq, change, Request::PosixRename { from: aside, to: b })?;
+        if self.stands(seq, change, &aside)? {
+            self.must(seq, change, rename(&aside, &b))?;
         }
         self.finish(seq);
         self.publish_next = seq + 1;
         self.record()?;
-        self.ask(Request::Rmdir { path: half })?;
-        self.ask(Request::Rmdir { path: mark })?;
+        for path in [alone, half, mark] {
+            self.ask(Request::Rmdir { path })?;
+        }
         Ok(())
+    }
+
+    /// Whether anything stands at one of the paths of an exchange.
+    fn stands(&mut self, seq: Seq, change: &Change, path: &[u8]) -> Result<bool, MirrorError> {
+        let look = Request::Lstat {
+            path: path.to_vec(),
+        };
+        match self.insist(change, look)? {
+            Reply::Status(status) if status.code == code::NO_SUCH_FILE => Ok(false),
+            Reply::Status(status) => Err(MirrorError::refused(seq, change, status)),
+            Reply::Ok | Reply::Handle(_) | Reply::Data(_) | Reply::Names(_) | Reply::Attrs(_) => {
+                Ok(true)
+            }
+        }
     }
 
     /// What stands at a path; none if nothing does, or it can't be told.
@@ -267,8 +273,20 @@ impl<R: Remote> Pipeline<'_, R> {
             .and_then(|s| s.first().copied().flatten()))
     }
 
+    /// Sends a request; where modes that came from the source forbid it, again with those directories
+    /// open.
+    fn insist(&mut self, change: &Change, request: Request) -> Result<Reply, MirrorError> {
+        let reply = self.ask(request.clone())?;
+        let denied =
+            matches!(&reply, Reply::Status(status) if status.code == code::PERMISSION_DENIED);
+        if denied && self.open_directories(change)? {
+            return self.ask(request);
+        }
+        Ok(reply)
+    }
+
     fn must(&mut self, seq: Seq, change: &Change, request: Request) -> Result<(), MirrorError> {
-        match self.ask(request)? {
+        match self.insist(change, request)? {
             Reply::Status(status) => Err(MirrorError::refused(seq, change, status)),
             Reply::Ok | Reply::Handle(_) | Reply::Data(_) | Reply::Names(_) | Reply::Attrs(_) => {
                 Ok(())
