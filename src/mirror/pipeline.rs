@@ -600,7 +600,8 @@ impl<'a, R: Remote> Pipeline<'a, R> {
                         self.setup.name
                     );
                 }
-                self.settle.take();
+                self.settle.take(self.setup.journal.head());
+                self.settle.reached(self.cursor);
                 Ok(())
             }
             None => Ok(()), // the wire layer knows every ticket: this is an abandoned ask's
@@ -751,6 +752,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
                 self.settle.touch_for(&job.row.change);
             }
         }
+        self.settle.reached(self.cursor);
         let (touched, settled) = self.settle.news();
         if done.is_none() && touched.is_empty() && settled.is_empty() {
             return Ok(());

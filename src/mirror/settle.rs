@@ -5,16 +5,19 @@
 //! same transaction as the change's completion (a crash forgets none), and get the source's present
 //! time once their changes are through: when the queue has drained, and every second while it has not.
 //!
-//! The danger is a directory that has moved on: the source is ahead of the log. One that the source
-//! does not have is kept until the log has been replayed to its end (a rename to come may explain it;
-//! the note moves along), and only then given up.
+//! The danger is a directory that has moved on: the source is ahead of the log, and what it has at that
+//! path may be another directory, or nothing. So a note is kept until the mirror has got as far as the log
+//! was when the source was looked at: whatever moves the directory until then moves its note along, and it
+//! is set again. (How far the log is, is asked a round trip after the look: a change that the look saw
+//! before it was recorded is recorded by then.)
 //!
 //! A directory whose mode kept the mirror's user from writing into it is opened for that, and gets its
-//! mode back here. It is noted before it is opened.
+//! mode back here. It is noted before it is opened. Which of the noted ones were opened is forgotten by
+//! a restart: then all of them get their mode back.
 
 use super::plan::Place;
 use super::source::{Source, sftp_time};
-use crate::change::{Change, RelPath};
+use crate::change::{Change, RelPath, Seq};
 use crate::sftp::{Attrs, Request};
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -35,8 +38,10 @@ pub(super) struct Settle {
     fresh: Vec<RelPath>,
     /// Taken out since the journal was told.
     settled: Vec<RelPath>,
-    /// Opened for writing; with the mode to give back where the source does not know better.
-    opened: HashMap<RelPath, u32>,
+    /// Opened for writing, or maybe so; with the mode to give back where the source does not know better.
+    opened: HashMap<RelPath, Option<u32>>,
+    /// Set right, if nothing touches them up to this place in the log; with the number that they had.
+    set: BTreeMap<RelPath, (u64, Seq)>,
     /// The pass under way: directories, and how many replies are missing.
     pass: Option<(Vec<(RelPath, u64)>, usize)>,
     last: Instant,
@@ -46,11 +51,12 @@ impl Settle {
     /// Starts with what the journal has noted.
     pub fn new(noted: Vec<RelPath>, now: Instant) -> Settle {
         Settle {
+            opened: noted.iter().map(|p| (p.clone(), None)).collect(),
             touched: noted.into_iter().map(|p| (p, 0)).collect(),
             counter: 0,
             fresh: Vec::new(),
             settled: Vec::new(),
-            opened: HashMap::new(),
+            set: BTreeMap::new(),
             pass: None,
             last: now,
         }
@@ -125,7 +131,7 @@ impl Settle {
 
     /// Notes that a directory is opened; its mode there was `mode`.
     pub fn open(&mut self, dir: &RelPath, mode: u32) {
-        self.opened.entry(dir.clone()).or_insert(mode);
+        self.opened.entry(dir.clone()).or_insert(Some(mode));
         self.touch(dir.clone());
     }
 
@@ -148,9 +154,19 @@ impl Settle {
         !self.fresh.is_empty() || !self.settled.is_empty()
     }
 
-    /// When the next pass is due; none while one is under way, or nothing is touched.
+    /// The directories that are to be set, what lies below one before it: its own mode may shut it.
+    fn waiting(&self) -> impl Iterator<Item = (&RelPath, u64)> {
+        let is_set = |dir, number| self.set.get(dir).is_some_and(|s| s.0 == number);
+        self.touched
+            .iter()
+            .rev()
+            .map(|(dir, number)| (dir, *number))
+            .filter(move |(dir, number)| !is_set(dir, *number))
+    }
+
+    /// When the next pass is due; none while one is under way, or nothing is to be set.
     pub fn due_in(&self, drained: bool, now: Instant) -> Option<Duration> {
-        if self.pass.is_some() || self.touched.is_empty() {
+        if self.pass.is_some() || self.waiting().next().is_none() {
             return None;
         }
         if drained {
@@ -171,81 +187,81 @@ impl Settle {
         now: Instant,
     ) -> io::Result<Vec<Request>> {
         self.last = now;
-        let mut requests = Vec::new();
-        let mut taken = Vec::new();
-        let touched: Vec<(RelPath, u64)> = self
-            .touched
-            .iter()
-            .map(|(p, n)| (p.clone(), *n))
+        let taken: Vec<(RelPath, u64)> = self
+            .waiting()
+            .map(|(dir, number)| (dir.clone(), number))
             .take(PASS)
             .collect();
-        for (dir, number) in touched {
-            let opened = self.opened.get(&dir).copied();
-            match source.directory(&dir)? {
+        let mut requests = Vec::new();
+        for (dir, _) in &taken {
+            let opened = self.opened.get(dir).copied();
+            let attrs = match source.directory(dir)? {
                 Some(stat) => {
-                    let times = Some((sftp_time(stat.st_atime), sftp_time(stat.st_mtime)));
                     // The mode only where it may be wrong: while changes are still to come, the
                     // present one may not be this one's turn yet.
                     let mode = (opened.is_some() || drained) && !dir.is_root();
-                    let mode = mode.then_some(stat.st_mode & 0o7777);
-                    let attrs = Attrs {
-                        mode,
-                        times,
+                    Attrs {
+                        mode: mode.then_some(stat.st_mode & 0o7777),
+                        times: Some((sftp_time(stat.st_atime), sftp_time(stat.st_mtime))),
                         ..Attrs::default()
-                    };
-                    requests.push(Request::Setstat {
-                        path: place.path(&dir),
-                        attrs,
-                    });
-                    taken.push((dir, number));
-                }
-                None => {
-                    if let Some(mode) = opened {
-                        let attrs = Attrs {
-                            mode: Some(mode),
-                            ..Attrs::default()
-                        };
-                        requests.push(Request::Setstat {
-                            path: place.path(&dir),
-                            attrs,
-                        });
-                        self.opened.remove(&dir);
-                    }
-                    if drained {
-                        self.touched.remove(&dir);
-                        self.settled.push(dir);
                     }
                 }
-            }
+                None => Attrs {
+                    mode: opened.flatten(),
+                    ..Attrs::default()
+                },
+            };
+            let path = place.path(dir);
+            // Where there is nothing to set, a look keeps the round trip.
+            requests.push(if attrs == Attrs::default() {
+                Request::Lstat { path }
+            } else {
+                Request::Setstat { path, attrs }
+            });
         }
         self.pass = Some((taken, requests.len())).filter(|_| !requests.is_empty());
         Ok(requests)
     }
 
     /// Takes a reply of the pass. (One that failed is not tried again: a time is not worth a stopped
-    /// mirror, and the next change in the directory sets it.) Says whether the pass is over.
-    pub fn take(&mut self) -> bool {
+    /// mirror, and the next change in the directory sets it.) `head` is how far the log is.
+    pub fn take(&mut self, head: Seq) {
         let Some((_, missing)) = &mut self.pass else {
-            return false;
+            return;
         };
         *missing -= 1;
         if *missing > 0 {
-            return false;
+            return;
         }
         for (dir, number) in self.pass.take().map(|p| p.0).unwrap_or_default() {
-            self.opened.remove(&dir);
-            if self.touched.get(&dir) == Some(&number) {
-                self.touched.remove(&dir);
-                self.settled.push(dir);
-            }
+            self.set.insert(dir, (number, head));
         }
-        true
+    }
+
+    /// The mirror has every change up to `cursor`, and what they touch is noted: directories that were
+    /// set right for that are done.
+    pub fn reached(&mut self, cursor: Seq) {
+        let (touched, opened, settled) = (&mut self.touched, &mut self.opened, &mut self.settled);
+        self.set.retain(|dir, (number, head)| {
+            if *head > cursor {
+                return true;
+            }
+            if touched.get(dir) == Some(number) {
+                touched.remove(dir);
+                opened.remove(dir);
+                settled.push(dir.clone());
+            }
+            false
+        });
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// How far the log is.
+    const HEAD: Seq = 9;
 
     fn path(s: &str) -> RelPath {
         RelPath::new(s.as_bytes()).unwrap()
@@ -261,14 +277,15 @@ mod tests {
         let requests = settle
             .start(source, &Place::new(b"/m"), drained, Instant::now())
             .unwrap();
-        requests.iter().for_each(|_| drop(settle.take()));
-        requests
-            .iter()
-            .map(|r| match r {
-                Request::Setstat { path, .. } => String::from_utf8_lossy(path).into_owned(),
-                other => panic!("{other:?}"),
-            })
-            .collect()
+        requests.iter().for_each(|_| settle.take(HEAD));
+        if drained {
+            settle.reached(HEAD);
+        }
+        let setstats = requests.iter().filter_map(|r| match r {
+            Request::Setstat { path, .. } => Some(String::from_utf8_lossy(path).into_owned()),
+            _ => None,
+        });
+        setstats.collect()
     }
 
     #[test]
@@ -278,7 +295,7 @@ mod tests {
         settle.touch_for(&Change::Unlink { path: path("d/a") });
         settle.touch_for(&Change::Unlink { path: path("b") });
         assert_eq!(settle.news(), (vec![path("d"), RelPath::root()], vec![]));
-        assert_eq!(pass(&mut settle, &source, true), ["/m", "/m/d"]);
+        assert_eq!(pass(&mut settle, &source, true), ["/m/d", "/m"]);
         assert!(settle.is_clear());
         assert_eq!(settle.news(), (vec![], vec![RelPath::root(), path("d")]));
     }
@@ -298,8 +315,52 @@ mod tests {
         });
         assert_eq!(
             pass(&mut settle, &source, true),
-            ["/m", "/m/new", "/m/new/x"]
+            ["/m/new/x", "/m/new", "/m"]
         );
+    }
+
+    #[test]
+    fn a_directory_that_another_one_has_replaced_meanwhile_waits_for_its_rename() {
+        let (dir, source, mut settle) = at_work();
+        std::fs::create_dir_all(dir.path().join("old/x")).unwrap();
+        std::fs::create_dir_all(dir.path().join("new/x")).unwrap();
+        settle.touch_for(&Change::Unlink {
+            path: path("old/x/f"),
+        });
+        assert_eq!(pass(&mut settle, &source, false), ["/m/old/x"]);
+        settle.reached(HEAD - 1);
+        assert_eq!(pass(&mut settle, &source, false), [""; 0]);
+        settle.touch_for(&Change::Rename {
+            from: path("old"),
+            to: path("new"),
+        });
+        settle.reached(HEAD);
+        assert_eq!(
+            pass(&mut settle, &source, true),
+            ["/m/new/x", "/m/new", "/m"]
+        );
+        assert!(settle.is_clear());
+    }
+
+    #[test]
+    fn after_a_restart_directories_that_may_be_open_get_their_mode_back() {
+        let (dir, source, mut settle) = at_work();
+        settle.open(&path("d"), 0o555);
+        let noted = settle.news().0;
+        let mut again = Settle::new(noted, Instant::now());
+        std::fs::create_dir(dir.path().join("d")).unwrap();
+        let place = Place::new(b"/m");
+        let requests = again.start(&source, &place, false, Instant::now()).unwrap();
+        assert!(matches!(
+            requests[..],
+            [Request::Setstat {
+                attrs: Attrs {
+                    mode: Some(0o755),
+                    ..
+                },
+                ..
+            }]
+        ));
     }
 
     #[test]
@@ -327,7 +388,8 @@ mod tests {
             1
         );
         settle.touch_for(&Change::Unlink { path: path("b") });
-        assert!(settle.take());
+        settle.take(HEAD);
+        settle.reached(HEAD);
         assert!(!settle.is_clear());
         assert_eq!(pass(&mut settle, &source, true), ["/m"]);
         assert!(settle.is_clear());
