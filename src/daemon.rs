@@ -225,8 +225,8 @@ fn take_down(shared: &Arc<Shared>, mounted: Mounted) -> Result<(), DaemonError> 
     match &unmounted {
         Ok(Unmounted::Completely) => {}
         Ok(Unmounted::StillInUse) => log::warn!(
-            "the mount is detached, but some process still uses it: what it does from here on is lost \
-             to the mirrors until the next start"
+            "the mount is detached, but some process still uses it: what it does there from here on \
+             does not reach the mirrors; restart that process"
         ),
         Err(why) => log::error!("{why}"),
     }

@@ -88,6 +88,10 @@ pub struct Progress {
     pub touched: Vec<RelPath>,
     /// Directories whose time has been set.
     pub settled: Vec<RelPath>,
+    /// Names that the mirror lacks from here on.
+    pub ghosts: Vec<RelPath>,
+    /// Names that it does not lack any more, or that are gone from the source too.
+    pub laid: Vec<RelPath>,
 }
 
 /// Called after each append, on the thread that appended: must not block.
@@ -319,13 +323,28 @@ impl Journal {
                 )?
                 .execute(params![name, cursor as i64, bytes as i64])?;
             }
-            for path in &progress.settled {
-                all.prepare_cached("DELETE FROM touched WHERE mirror = ?1 AND path = ?2")?
-                    .execute(params![name, path.as_bytes()])?;
-            }
-            for path in &progress.touched {
-                all.prepare_cached("INSERT OR IGNORE INTO touched (mirror, path) VALUES (?1, ?2)")?
-                    .execute(params![name, path.as_bytes()])?;
+            for (statement, paths) in [
+                (
+                    "DELETE FROM touched WHERE mirror = ?1 AND path = ?2",
+                    &progress.settled,
+                ),
+                (
+                    "INSERT OR IGNORE INTO touched (mirror, path) VALUES (?1, ?2)",
+                    &progress.touched,
+                ),
+                (
+                    "DELETE FROM ghost WHERE mirror = ?1 AND path = ?2",
+                    &progress.laid,
+                ),
+                (
+                    "INSERT OR IGNORE INTO ghost (mirror, path) VALUES (?1, ?2)",
+                    &progress.ghosts,
+                ),
+            ] {
+                for path in paths {
+                    all.prepare_cached(statement)?
+                        .execute(params![name, path.as_bytes()])?;
+                }
             }
             all.commit()
         };

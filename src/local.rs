@@ -5,7 +5,8 @@
 //! - *Recorded after the application knows of it*, a change could be missing in the log when everything
 //!   is killed (J1). So a request is answered after its record: namespace changes and attributes at once,
 //!   bytes at the close() that follows. Killed between the effect and the record, nobody was told of it,
-//!   and the scan at the next start finds it by its ctime.
+//!   and the scan at the next start finds it by its ctime. (That scan is a room to come, here and wherever
+//!   it is spoken of; until then such a change reaches the mirrors with the next one of the same file.)
 //! - *Recorded in another order than it happened*, a change would be replayed on the wrong file (J2).
 //!   Requests that change the tree hold the tree lock's write side over system call and record; requests
 //!   that record something under a path hold its read side. A file that is renamed or linked is logged

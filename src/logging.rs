@@ -72,6 +72,8 @@ fn logger(handle: LogHandle) -> Box<dyn log::Log> {
         .set_thread_mode(simplelog::ThreadLogMode::Names)
         .set_target_level(LevelFilter::Debug)
         .set_location_level(LevelFilter::Off)
+        // It tells every request of the kernel at debug level.
+        .add_filter_ignore_str("fuser")
         .build();
     // The level is the process's (`log::set_max_level`), which can be changed.
     WriteLogger::new(

@@ -10,11 +10,12 @@
 //! resume`.
 
 pub mod errors;
+mod ghosts;
 pub mod inbox;
 pub mod live;
 pub mod pipeline;
 pub mod plan;
-mod prepare;
+pub mod prepare;
 mod related;
 mod settle;
 pub mod source;
@@ -63,7 +64,10 @@ impl Worker {
     ) -> Result<Worker, MirrorError> {
         let empty = source.is_empty().map_err(source_error)?;
         let position = journal.add_mirror(&config.name, empty)?;
-        let live = Arc::new(Live::new(position.cursor, position.last_error));
+        // What is done is all there, unless a directory's time is still to be set.
+        let settled = journal.reader()?.touched(&config.name)?.is_empty();
+        let settled = if settled { position.cursor } else { 0 };
+        let live = Arc::new(Live::new(settled, position.last_error));
         let (notifier, inbox) = inbox().map_err(source_error)?;
         let abort = Abort::new();
         let life = Life {
@@ -112,6 +116,8 @@ impl Worker {
     pub fn resume(&self) -> Result<(), JournalError> {
         self.journal.set_paused(&self.config.name, false)?;
         self.journal.adopt_mirror(&self.config.name)?;
+        // Before the answer: `wait` may be asked next, and what was wrong is not known to be so any more.
+        self.live.trying();
         self.notifier.tell(Notice::Resume);
         Ok(())
     }
@@ -211,6 +217,8 @@ impl Life {
                     }
                     Notice::Resume => {
                         self.paused = false;
+                        // Again: an attempt that ended after the notice was sent may have said otherwise.
+                        self.live.trying();
                         return true;
                     }
                     Notice::Changes => {} // they wait in the journal

@@ -277,6 +277,34 @@ pub trait Remote {
     fn traffic(&self) -> (u64, u64);
 }
 
+impl<R: Remote> Remote for &mut R {
+    fn send(&mut self, request: Request) -> Ticket {
+        (**self).send(request)
+    }
+    fn pump(
+        &mut self,
+        timeout: Duration,
+        wake: Option<BorrowedFd<'_>>,
+    ) -> Result<(), SessionError> {
+        (**self).pump(timeout, wake)
+    }
+    fn reply(&mut self) -> Option<(Ticket, Reply)> {
+        (**self).reply()
+    }
+    fn outstanding(&self) -> usize {
+        (**self).outstanding()
+    }
+    fn unacknowledged_bytes(&self) -> usize {
+        (**self).unacknowledged_bytes()
+    }
+    fn features(&self) -> &Features {
+        (**self).features()
+    }
+    fn traffic(&self) -> (u64, u64) {
+        (**self).traffic()
+    }
+}
+
 /// Why a session ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SessionError {

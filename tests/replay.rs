@@ -1,4 +1,5 @@
 //! The main job: what is done at the mount arrives on real mirrors.
+#![allow(clippy::unwrap_used)]
 
 use super::support::daemon::Daemon;
 use super::support::sshd::Sshd;

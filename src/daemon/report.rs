@@ -203,7 +203,8 @@ pub(super) fn wait(
         let mut open = Vec::new();
         for name in &names {
             let now = shared.workers.with(name, |w| w.live.now())?;
-            if now.settled >= target {
+            // One that needs a sync lacks more than what is in the log.
+            if now.settled >= target && now.state != MirrorState::NeedsSync {
                 continue;
             }
             match now.state {

@@ -193,9 +193,21 @@ impl Reader {
     /// # Errors
     /// SQLite's.
     pub fn touched(&self, name: &str) -> Result<Vec<RelPath>, JournalError> {
+        self.paths("SELECT path FROM touched WHERE mirror = ?1", name)
+    }
+
+    /// Names that a mirror lacks, since their files were gone before they could be sent.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn ghosts(&self, name: &str) -> Result<Vec<RelPath>, JournalError> {
+        self.paths("SELECT path FROM ghost WHERE mirror = ?1", name)
+    }
+
+    fn paths(&self, query: &str, name: &str) -> Result<Vec<RelPath>, JournalError> {
         let raw: Vec<Vec<u8>> = self
             .db
-            .prepare_cached("SELECT path FROM touched WHERE mirror = ?1")
+            .prepare_cached(query)
             .and_then(|mut s| s.query_map([name], |r| r.get(0))?.collect())
             .map_err(|why| self.sql(why))?;
         // What is no path was never put in: such a row is worth less than a start.

@@ -33,6 +33,14 @@ CREATE TABLE touched (
     PRIMARY KEY (mirror, path)
 ) STRICT, WITHOUT ROWID;
 
+-- Names that the source had at the mirror's cursor and the mirror has not: files that were gone before
+-- their content could be sent.
+CREATE TABLE ghost (
+    mirror TEXT NOT NULL,
+    path   BLOB NOT NULL,
+    PRIMARY KEY (mirror, path)
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE meta (
     key   TEXT PRIMARY KEY,
     value TEXT NOT NULL

@@ -71,7 +71,8 @@ fn a_restart_goes_on_with_the_next_number_and_each_mirrors_position() {
     let progress = Progress {
         cursor: Some((3, 30)),
         touched: vec![path("d"), RelPath::root()],
-        settled: Vec::new(),
+        ghosts: vec![path("g")],
+        ..Progress::default()
     };
     journal.advance("m", &progress).unwrap();
     journal.set_paused("m", true).unwrap();
@@ -88,14 +89,17 @@ fn a_restart_goes_on_with_the_next_number_and_each_mirrors_position() {
     assert_eq!(journal.record(&unlink("a")), Ok(6));
     let reader = journal.reader().unwrap();
     assert_eq!(reader.touched("m").unwrap(), [RelPath::root(), path("d")]);
+    assert_eq!(reader.ghosts("m").unwrap(), [path("g")]);
     let backlog = reader.backlog("m").unwrap();
     assert_eq!((backlog.ops, backlog.bytes), (3, 20));
     let settled = Progress {
         settled: vec![path("d")],
+        laid: vec![path("g")],
         ..Progress::default()
     };
     journal.advance("m", &settled).unwrap();
     assert_eq!(reader.touched("m").unwrap(), [RelPath::root()]);
+    assert_eq!(reader.ghosts("m").unwrap(), []);
 }
 
 #[test]
@@ -147,7 +151,9 @@ fn a_new_mirror_starts_at_the_head() {
 fn a_mirror_that_comes_back_after_its_changes_were_dropped_is_known_to_lack_them() {
     let (_dir, journal) = fresh();
     journal.add_mirror("m", true).unwrap();
-    (0..10).for_each(|_| drop(journal.record(&unlink("a")).unwrap()));
+    for _ in 0..10 {
+        journal.record(&unlink("a")).unwrap();
+    }
     journal.maintain().unwrap();
     assert_eq!(
         journal.add_mirror("m", true).unwrap().lacks,

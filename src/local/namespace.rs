@@ -233,8 +233,24 @@ impl Local {
             } else {
                 Change::Unlink { path }
             }),
-            _ => Ok(()),
+            Some(path) => self.record_directory_times(&place.fd, &path),
+            None => Ok(()),
         }
+    }
+
+    /// The directory of an entry that mirrors never had: its times have changed all the same.
+    fn record_directory_times(&self, fd: &OwnedFd, entry: &RelPath) -> Result<()> {
+        let Some(path) = entry.parent() else {
+            return Ok(());
+        };
+        let stat = sys::stat(fd)?;
+        self.log.record(Change::Attr {
+            path,
+            symlink: false,
+            mode: None,
+            owner: None,
+            times: Some(times(&stat)),
+        })
     }
 
     /// Before a name goes: opens what it leads to, if the kernel knows it.

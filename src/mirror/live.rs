@@ -75,6 +75,16 @@ impl Live {
         now.bytes_per_second = 0;
     }
 
+    /// The worker is about to try: nothing is known to be wrong.
+    pub fn trying(&self) {
+        let now = &mut self.inner().now;
+        if !matches!(now.state, MirrorState::Synced | MirrorState::Syncing) {
+            now.state = MirrorState::Syncing;
+            now.last_error = None;
+            now.retry_at = None;
+        }
+    }
+
     /// A session is up.
     pub fn connected(&self, unsupported: Vec<String>) {
         let mut inner = self.inner();
@@ -91,7 +101,7 @@ impl Live {
     pub(super) fn working(
         &self,
         drained: bool,
-        settled: Option<Seq>,
+        settled: Seq,
         sent: u64,
         current: impl FnOnce() -> Option<(String, (u64, u64))>,
     ) {
@@ -113,7 +123,7 @@ impl Live {
         } else {
             MirrorState::Syncing
         };
-        now.settled = settled.unwrap_or(now.settled);
+        now.settled = now.settled.max(settled);
         now.current = current().map(|(path, (size, done))| (path, size, done));
     }
 }

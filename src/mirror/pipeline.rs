@@ -18,6 +18,9 @@
 //!   One exception saves a round trip for the commonest pair, write-a-temporary-file and rename it: a
 //!   staged file on its way to exactly the rename's old name may be in flight. Both done twice, in
 //!   order, end the same.
+//! * *A row is replayed after a symlink was put in its way*: its chmod, or the removal of something below
+//!   it, would go through the link and out of the tree. So a symlink is sent only when everything
+//!   earlier on its path and below is noted as done.
 //! * *A request fails behind others that were sent with it.* Later rows on the same paths have seen a
 //!   state that is not theirs. So the pipeline drains, the failure is dealt with alone, and all that was
 //!   sent behind it is sent again, as uncertain rows.
@@ -25,6 +28,7 @@
 //!   before every reply of its staging is there.
 
 use super::errors::MirrorError;
+use super::ghosts::Ghosts;
 use super::inbox::{Inbox, Notice};
 use super::live::Live;
 use super::plan::{self, Place, Publish, Rules, Staging, Verdict};
@@ -38,7 +42,11 @@ use crate::sftp::{Remote, Reply, Request, Status, Ticket, code};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+mod publishing;
+mod staging;
 mod trouble;
+
+pub(super) use trouble::MARKS;
 
 /// Rows in memory at most.
 const WINDOW: usize = 2048;
@@ -55,6 +63,8 @@ const PUBLISHING: usize = 1024;
 /// How often a file that changes while it is read is staged again. After that it is published as it
 /// is: its next content is in the log already, or about to be.
 const RESTAGE: u32 = 3;
+/// A mirror that was behind for so long is worth a line in the log when it no longer is.
+const WORTH_A_LINE: Duration = Duration::from_secs(60);
 /// How long a completed change may be unknown to the journal while others are under way.
 const RECORD_EVERY: Duration = Duration::from_millis(50);
 
@@ -116,11 +126,28 @@ struct Job {
     restaged: u32,
     /// Published from the stage though it has several names: its name is not there.
     anew: bool,
+    /// How often it was denied though no directory was shut: it may have been sent before one was opened.
+    denied: u32,
+    /// What it comes to on this mirror, where that is something else: see [`Ghosts`].
+    instead: Option<Change>,
+    /// Its content is gone, and nothing stands at its path.
+    absent: bool,
 }
 
 impl Job {
+    /// The change as it is carried out here.
+    fn change(&self) -> &Change {
+        self.instead.as_ref().unwrap_or(&self.row.change)
+    }
+
+    /// Whether looks are sent along with its requests.
+    fn looks(&self, uncertain: bool) -> bool {
+        uncertain || self.change().is_pivot() || matches!(self.stage, Stage::Gone)
+    }
+
     fn is_staged(&self) -> bool {
-        self.anew || plan::staging(&self.row.change) != Staging::None
+        let arrives = self.anew || plan::staging(&self.row.change) != Staging::None;
+        arrives && !matches!(self.stage, Stage::Gone)
     }
 }
 
@@ -129,7 +156,7 @@ impl Job {
 enum Purpose {
     Stage(Seq),
     Publish(Seq, usize),
-    Settle,
+    Settle(usize),
 }
 
 /// One session's work: see the module's text.
@@ -163,7 +190,18 @@ pub struct Pipeline<'a, R: Remote> {
     /// The first row that is to be dealt with alone.
     trouble: Option<Seq>,
     settle: Settle,
+    /// Directories whose time could not be set, since one above them is shut.
+    shut_out: Vec<RelPath>,
+    ghosts: Ghosts,
     recorded_at: Instant,
+    /// Everything up to here is done, directories' times included.
+    settled: Seq,
+    /// What that will be when the pass under way is over.
+    settling: Option<Seq>,
+    /// Since when, and at which change, the mirror has not had everything.
+    behind_since: Option<(Instant, Seq)>,
+    /// Whether it has had everything once in this session.
+    caught_up: bool,
 }
 
 impl<'a, R: Remote> Pipeline<'a, R> {
@@ -174,6 +212,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
     pub fn new(setup: Setup<'a>, remote: R) -> Result<Pipeline<'a, R>, MirrorError> {
         let position = setup.journal.mirror(setup.name)?;
         let touched = setup.reader.touched(setup.name)?;
+        let ghosts = Ghosts::new(setup.reader.ghosts(setup.name)?);
         let now = Instant::now();
         Ok(Pipeline {
             setup,
@@ -193,7 +232,13 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             barrier: false,
             trouble: None,
             settle: Settle::new(touched, now),
+            shut_out: Vec::new(),
+            ghosts,
             recorded_at: now,
+            settled: 0,
+            settling: None,
+            behind_since: None,
+            caught_up: false,
         })
     }
 
@@ -220,7 +265,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
                     Notice::Changes | Notice::Resume => {}
                 }
             }
-            if self.trouble.is_none() {
+            if !self.is_halted() {
                 self.load()?;
                 self.start_uploads()?;
                 self.feed_uploads()?;
@@ -260,9 +305,14 @@ impl<'a, R: Remote> Pipeline<'a, R> {
         Ok(())
     }
 
+    /// Whether something is to be dealt with alone, once nothing is in flight.
+    fn is_halted(&self) -> bool {
+        self.trouble.is_some() || !self.shut_out.is_empty()
+    }
+
     /// Whether rows are in the log that could be loaded now.
     fn cursor_has_news(&self) -> bool {
-        self.trouble.is_none()
+        !self.is_halted()
             && self.window.len() + LOAD <= WINDOW
             && self.last_loaded() < self.setup.journal.head()
     }
@@ -292,299 +342,15 @@ impl<'a, R: Remote> Pipeline<'a, R> {
                     stage,
                     step: Step::Waiting,
                     restaged: 0,
+                    denied: 0,
                     anew: false,
+                    instead: None,
+                    absent: false,
                 });
             }
         }
         Ok(())
     }
-
-    // ---- staging ----
-
-    fn start_uploads(&mut self) -> Result<(), MirrorError> {
-        let handles = self.remote.features().max_handles.unwrap_or(u64::MAX) / 2;
-        let limit = STAGING.min(handles.max(1) as usize);
-        while self.stage_next <= self.last_loaded() && self.uploading.len() < limit {
-            if self.open_files() >= OPEN_FILES {
-                break;
-            }
-            let seq = self.stage_next;
-            self.stage_next += 1;
-            self.stage(seq)?;
-        }
-        Ok(())
-    }
-
-    fn open_files(&self) -> usize {
-        let held = self.uploading.iter().filter(|seq| {
-            let job = self.window.get((**seq - self.cursor - 1) as usize);
-            job.is_some_and(|j| matches!(&j.stage, Stage::Uploading(u) if u.holds_file()))
-        });
-        held.count()
-    }
-
-    fn stage(&mut self, seq: Seq) -> Result<(), MirrorError> {
-        let place = self.setup.place.stage(seq);
-        let rules = self.setup.rules;
-        let index = (seq - self.cursor - 1) as usize;
-        let Some(job) = self.window.get_mut(index) else {
-            return Ok(());
-        };
-        if !matches!(job.stage, Stage::Waiting) {
-            return Ok(());
-        }
-        match &job.row.change {
-            Change::Content { .. } => self.upload(seq, place, false),
-            Change::Symlink {
-                target,
-                owner,
-                times,
-                ..
-            } => {
-                let requests = plan::stage_symlink(target, *owner, *times, place.clone(), rules);
-                job.stage = Stage::Symlink(requests.len(), None);
-                // A second try must not find the first one's.
-                if job.restaged > 0 {
-                    job.stage = Stage::Symlink(requests.len() + 1, None);
-                    let ticket = self.remote.send(Request::Remove { path: place });
-                    self.tickets.insert(ticket, Purpose::Stage(seq));
-                }
-                for request in requests {
-                    let ticket = self.remote.send(request);
-                    self.tickets.insert(ticket, Purpose::Stage(seq));
-                }
-                Ok(())
-            }
-            Change::Mkdir { .. }
-            | Change::Rmdir { .. }
-            | Change::Unlink { .. }
-            | Change::Link { .. }
-            | Change::Rename { .. }
-            | Change::Exchange { .. }
-            | Change::Attr { .. } => Ok(()),
-        }
-    }
-
-    fn upload(&mut self, seq: Seq, dest: Vec<u8>, in_place: bool) -> Result<(), MirrorError> {
-        let index = (seq - self.cursor - 1) as usize;
-        let Some(job) = self.window.get_mut(index) else {
-            return Ok(());
-        };
-        let Change::Content { node, .. } = &job.row.change else {
-            return Ok(());
-        };
-        let (source, rules) = (self.setup.source, self.setup.rules);
-        match Upload::start(source, node, dest, in_place, rules, &mut self.remote) {
-            Ok(Some((upload, ticket))) => {
-                job.stage = Stage::Uploading(Box::new(upload));
-                self.tickets.insert(ticket, Purpose::Stage(seq));
-                self.uploading.insert(seq);
-                Ok(())
-            }
-            Ok(None) => {
-                job.stage = Stage::Gone;
-                Ok(())
-            }
-            Err(why) => Err(MirrorError::Source {
-                change: job.row.change.to_string(),
-                why,
-            }),
-        }
-    }
-
-    /// Sends file data, the front of the log first, while not too much is unacknowledged.
-    fn feed_uploads(&mut self) -> Result<(), MirrorError> {
-        for seq in &self.uploading {
-            let Some(job) = self.window.get_mut((seq - self.cursor - 1) as usize) else {
-                continue;
-            };
-            let Stage::Uploading(upload) = &mut job.stage else {
-                continue;
-            };
-            while upload.wants_to_send() && self.remote.unacknowledged_bytes() < UNACKNOWLEDGED {
-                let tickets = &mut self.tickets;
-                upload
-                    .send_next(&mut self.remote, |ticket| {
-                        tickets.insert(ticket, Purpose::Stage(*seq));
-                    })
-                    .map_err(|why| MirrorError::Source {
-                        change: job.row.change.to_string(),
-                        why,
-                    })?;
-            }
-        }
-        Ok(())
-    }
-
-    // ---- publishing ----
-
-    fn publish(&mut self) -> Result<(), MirrorError> {
-        self.barrier = false;
-        while self.publish_next <= self.last_loaded()
-            && self.publishing < PUBLISHING
-            && self.trouble.is_none()
-        {
-            let seq = self.publish_next;
-            let index = (seq - self.cursor - 1) as usize;
-            let job = &self.window[index];
-            match job.stage {
-                Stage::Ready => {}
-                Stage::Gone => {
-                    self.finish(seq);
-                    self.publish_next += 1;
-                    continue;
-                }
-                Stage::Waiting | Stage::Uploading(_) | Stage::Symlink(..) => break,
-            }
-            if self.must_wait(&job.row.change) {
-                self.barrier = true;
-                break;
-            }
-            let how = if job.anew {
-                let from = self.setup.place.stage(seq);
-                let to = self.setup.place.path(job.row.change.path());
-                Publish::Requests(vec![Request::PosixRename { from, to }])
-            } else {
-                plan::publish(&job.row.change, seq, &self.setup.place, self.setup.rules)
-            };
-            if seq > self.announced {
-                self.announce()?;
-            }
-            match how {
-                Publish::Requests(requests) => {
-                    self.send(seq, requests);
-                    self.publish_next += 1;
-                }
-                Publish::InPlace => {
-                    self.start_in_place(seq)?;
-                    if !matches!(self.window[index].stage, Stage::Gone) {
-                        break;
-                    }
-                }
-                Publish::Exchange => {
-                    self.trouble = Some(seq);
-                    break;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// J3: what is about to become visible is on the disk first. Requests that wait to be written are
-    /// on their way meanwhile.
-    fn announce(&mut self) -> Result<(), MirrorError> {
-        self.remote.pump(Duration::ZERO, None)?;
-        let upto = self.last_loaded();
-        self.setup.journal.announce(self.setup.name, upto)?;
-        self.announced = upto;
-        Ok(())
-    }
-
-    /// J4: whether something in flight keeps this change from being sent.
-    fn must_wait(&self, change: &Change) -> bool {
-        match change {
-            Change::Rename { from, to } => {
-                let arriving = self.arrivals.get(from).copied().unwrap_or(0);
-                self.in_flight.touches_but(from, arriving)
-                    || self.in_flight.touches(to)
-                    || self.pivots.touches(from)
-            }
-            Change::Link { .. } | Change::Exchange { .. } => {
-                change.paths().any(|p| self.in_flight.touches(p))
-            }
-            Change::Mkdir { .. }
-            | Change::Rmdir { .. }
-            | Change::Unlink { .. }
-            | Change::Symlink { .. }
-            | Change::Content { .. }
-            | Change::Attr { .. } => {
-                !self.pivots.is_empty() && change.paths().any(|p| self.pivots.touches(p))
-            }
-        }
-    }
-
-    fn send(&mut self, seq: Seq, mut requests: Vec<Request>) {
-        let uncertain = seq <= self.uncertain;
-        let index = (seq - self.cursor - 1) as usize;
-        let change = &self.window[index].row.change;
-        if requests.is_empty() {
-            self.finish(seq);
-            return;
-        }
-        if uncertain || change.is_pivot() {
-            requests.extend(plan::looks(change, &self.setup.place));
-        }
-        self.note_in_flight(index);
-        self.publishing += 1;
-        self.window[index].step = Step::Sent(vec![None; requests.len()], requests.len());
-        for (i, request) in requests.into_iter().enumerate() {
-            let ticket = self.remote.send(request);
-            self.tickets.insert(ticket, Purpose::Publish(seq, i));
-        }
-    }
-
-    fn note_in_flight(&mut self, index: usize) {
-        let job = &self.window[index];
-        for path in job.row.change.paths() {
-            self.in_flight.insert(path);
-            if job.row.change.is_pivot() {
-                self.pivots.insert(path);
-            }
-        }
-        if job.is_staged() {
-            *self
-                .arrivals
-                .entry(job.row.change.path().clone())
-                .or_default() += 1;
-        }
-    }
-
-    fn forget_in_flight(&mut self, job: &Job) {
-        for path in job.row.change.paths() {
-            self.in_flight.remove(path);
-            if job.row.change.is_pivot() {
-                self.pivots.remove(path);
-            }
-        }
-        if job.is_staged() {
-            let path = job.row.change.path();
-            if let Some(count) = self.arrivals.get_mut(path) {
-                *count -= 1;
-                if *count == 0 {
-                    self.arrivals.remove(path);
-                }
-            }
-        }
-    }
-
-    /// A file with several names: nothing earlier may still be under way, and nothing later starts
-    /// before it is through.
-    fn start_in_place(&mut self, seq: Seq) -> Result<(), MirrorError> {
-        if self.publishing > 0 {
-            return Ok(());
-        }
-        let index = (seq - self.cursor - 1) as usize;
-        if !matches!(self.window[index].step, Step::Waiting) {
-            return Ok(());
-        }
-        let dest = self.setup.place.path(self.window[index].row.change.path());
-        self.upload(seq, dest, true)?;
-        if matches!(self.window[index].stage, Stage::Uploading(_)) {
-            self.note_in_flight(index);
-            self.publishing += 1;
-            self.window[index].step = Step::InPlace;
-        }
-        Ok(())
-    }
-
-    /// Marks a row as done that was not sent.
-    fn finish(&mut self, seq: Seq) {
-        let index = (seq - self.cursor - 1) as usize;
-        self.note_in_flight(index);
-        self.window[index].step = Step::Done;
-    }
-
-    // ---- replies ----
 
     fn take(&mut self, ticket: Ticket, reply: Reply) -> Result<(), MirrorError> {
         match self.tickets.remove(&ticket) {
@@ -593,130 +359,36 @@ impl<'a, R: Remote> Pipeline<'a, R> {
                 self.take_published(seq, i, reply);
                 Ok(())
             }
-            Some(Purpose::Settle) => {
-                if let Reply::Status(status) = &reply {
+            Some(Purpose::Settle(index)) => {
+                let status = match reply {
+                    Reply::Status(status) => Some(status),
+                    Reply::Ok
+                    | Reply::Handle(_)
+                    | Reply::Data(_)
+                    | Reply::Names(_)
+                    | Reply::Attrs(_) => None,
+                };
+                if let Some(status) = &status {
+                    let name = self.setup.name;
                     log::debug!(
-                        "{}: a directory's time was not set: {status}",
-                        self.setup.name
+                        "mirror {name}: a directory's time was not set ({index}): {status}"
                     );
                 }
-                self.settle.take(self.setup.journal.head());
-                self.settle.reached(self.cursor);
+                let denied = status.is_some_and(|s| s.code == code::PERMISSION_DENIED);
+                let head = self.setup.journal.head();
+                if let Some(denied) = self.settle.take(index, denied, head) {
+                    self.settle.reached(self.cursor);
+                    if denied.is_empty() {
+                        self.settled = self.settling.unwrap_or(self.settled);
+                    }
+                    self.settling = None;
+                    self.shut_out = denied;
+                }
                 Ok(())
             }
-            None => Ok(()), // the wire layer knows every ticket: this is an abandoned ask's
+            None => Ok(()), // a removal of which nothing is to be learned
         }
     }
-
-    fn take_staged(&mut self, seq: Seq, reply: Reply) -> Result<(), MirrorError> {
-        let in_place = self
-            .job(seq)
-            .is_some_and(|j| matches!(j.step, Step::InPlace));
-        let Some(job) = self.job(seq) else {
-            return Ok(());
-        };
-        let outcome = match &mut job.stage {
-            Stage::Uploading(upload) => match upload.take(reply) {
-                Ok(outcome) => outcome,
-                Err(why) => {
-                    return Err(MirrorError::Source {
-                        change: job.row.change.to_string(),
-                        why,
-                    });
-                }
-            },
-            Stage::Symlink(missing, failure) => {
-                *missing -= 1;
-                if let Reply::Status(status) = reply {
-                    // The removal of an earlier try may find nothing.
-                    if status.code != code::NO_SUCH_FILE {
-                        failure.get_or_insert(status);
-                    }
-                }
-                let over = *missing == 0;
-                over.then(|| failure.take().map_or(Outcome::Complete, Outcome::Refused))
-            }
-            Stage::Ready | Stage::Waiting | Stage::Gone => None,
-        };
-        let Some(outcome) = outcome else {
-            return Ok(());
-        };
-        self.uploading.remove(&seq);
-        if in_place {
-            self.in_place_ended(seq, outcome);
-            return Ok(());
-        }
-        let Some(job) = self.job(seq) else {
-            return Ok(());
-        };
-        match outcome {
-            Outcome::Changed if job.restaged < RESTAGE => {
-                job.restaged += 1;
-                job.stage = Stage::Waiting;
-                self.stage_next = self.stage_next.min(seq);
-            }
-            Outcome::Complete | Outcome::Changed => job.stage = Stage::Ready,
-            Outcome::Refused(status) => {
-                return Err(MirrorError::refused(seq, &job.row.change, status));
-            }
-        }
-        Ok(())
-    }
-
-    fn in_place_ended(&mut self, seq: Seq, outcome: Outcome) {
-        self.publishing -= 1;
-        let Some(job) = self.job(seq) else { return };
-        job.stage = Stage::Ready;
-        match outcome {
-            // Half old, half new can't be helped in place; the next content is coming.
-            Outcome::Complete | Outcome::Changed => {
-                job.step = Step::Done;
-                self.publish_next = seq + 1;
-            }
-            Outcome::Refused(status) => self.to_trouble(seq, Verdict::Failed(status)),
-        }
-    }
-
-    fn take_published(&mut self, seq: Seq, i: usize, reply: Reply) {
-        let uncertain = seq <= self.uncertain;
-        let Some(job) = self.job(seq) else { return };
-        let Step::Sent(replies, missing) = &mut job.step else {
-            return;
-        };
-        replies[i] = Some(reply);
-        *missing -= 1;
-        if *missing > 0 {
-            return;
-        }
-        let replies: Vec<Reply> = std::mem::take(replies).into_iter().flatten().collect();
-        let looks = if uncertain || job.row.change.is_pivot() {
-            job.row.change.paths().count()
-        } else {
-            0
-        };
-        let (main, looks) = replies.split_at(replies.len() - looks);
-        let verdict = match plan::seen(looks) {
-            Ok(seen) => {
-                let seen = Some(seen).filter(|s| !s.is_empty());
-                plan::judge(&job.row.change, uncertain, main, seen.as_deref())
-            }
-            Err(_) => plan::judge(&job.row.change, uncertain, main, None),
-        };
-        match verdict {
-            Verdict::Done => job.step = Step::Done,
-            other => self.to_trouble(seq, other),
-        }
-        self.publishing -= 1;
-    }
-
-    fn to_trouble(&mut self, seq: Seq, verdict: Verdict) {
-        if let Some(job) = self.job(seq) {
-            job.step = Step::Trouble(verdict);
-        }
-        self.trouble = Some(self.trouble.map_or(seq, |first| first.min(seq)));
-    }
-
-    // ---- the journal ----
 
     fn unrecorded(&self) -> bool {
         self.window
@@ -748,12 +420,20 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             self.cursor = job.row.seq;
             done = Some((job.row.seq, job.row.cum_bytes));
             self.forget_in_flight(&job);
+            log::debug!(
+                "mirror {}: {} {} is done",
+                self.setup.name,
+                self.cursor,
+                job.row.change
+            );
+            self.ghosts.follow(&job.row.change, job.absent);
             if !matches!(job.stage, Stage::Gone) {
                 self.settle.touch_for(&job.row.change);
             }
         }
         self.settle.reached(self.cursor);
         let (touched, settled) = self.settle.news();
+        let (ghosts, laid) = self.ghosts.news();
         if done.is_none() && touched.is_empty() && settled.is_empty() {
             return Ok(());
         }
@@ -761,13 +441,13 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             cursor: done,
             touched,
             settled,
+            ghosts,
+            laid,
         };
         self.setup.journal.advance(self.setup.name, &progress)?;
         self.recorded_at = Instant::now();
         Ok(())
     }
-
-    // ---- directories' times ----
 
     fn is_drained(&self) -> bool {
         self.window.is_empty() && self.cursor >= self.setup.journal.head()
@@ -775,20 +455,32 @@ impl<'a, R: Remote> Pipeline<'a, R> {
 
     fn start_settling(&mut self) -> Result<(), MirrorError> {
         let (now, drained) = (Instant::now(), self.is_drained());
-        if self.trouble.is_some() || self.settle.due_in(drained, now) != Some(Duration::ZERO) {
+        if self.is_halted() || self.settle.due_in(drained, now) != Some(Duration::ZERO) {
             return Ok(());
         }
-        let (source, place) = (self.setup.source, &self.setup.place);
+        let fits = self.settle.fits_a_pass();
+        let Setup {
+            source,
+            place,
+            rules,
+            ..
+        } = &self.setup;
         let requests = self
             .settle
-            .start(source, place, drained, now)
+            .start(source, place, *rules, drained, now)
             .map_err(|why| MirrorError::Source {
                 change: "the time of a directory".to_string(),
                 why,
             })?;
-        for request in requests {
+        let all = fits.then_some(self.cursor);
+        if requests.is_empty() {
+            self.settled = all.unwrap_or(self.settled);
+        } else {
+            self.settling = all;
+        }
+        for (index, request) in requests.into_iter().enumerate() {
             let ticket = self.remote.send(request);
-            self.tickets.insert(ticket, Purpose::Settle);
+            self.tickets.insert(ticket, Purpose::Settle(index));
         }
         if self.settle.has_news() {
             self.record()?;
@@ -796,15 +488,24 @@ impl<'a, R: Remote> Pipeline<'a, R> {
         Ok(())
     }
 
-    // ---- status ----
-
     fn show(&mut self) {
+        if self.settle.is_clear() {
+            self.settled = self.cursor;
+        }
         let drained = self.is_drained() && self.settle.is_clear();
-        let settled = if self.settle.is_clear() {
-            Some(self.cursor)
-        } else {
-            None
-        };
+        match (drained, self.behind_since) {
+            (false, None) => self.behind_since = Some((Instant::now(), self.cursor)),
+            (true, Some((since, cursor))) => {
+                let changes = self.cursor - cursor;
+                if !self.caught_up || since.elapsed() >= WORTH_A_LINE {
+                    log::info!("mirror {}: caught up, {changes} changes", self.setup.name);
+                }
+                self.caught_up = true;
+                self.behind_since = None;
+            }
+            (true, None) => self.caught_up = true,
+            (false, Some(_)) => {}
+        }
         let current = || {
             let seq = *self.uploading.first()?;
             let job = self.window.get((seq - self.cursor - 1) as usize)?;
@@ -815,6 +516,6 @@ impl<'a, R: Remote> Pipeline<'a, R> {
         };
         self.setup
             .live
-            .working(drained, settled, self.remote.traffic().0, current);
+            .working(drained, self.settled, self.remote.traffic().0, current);
     }
 }

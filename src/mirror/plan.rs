@@ -351,7 +351,9 @@ pub fn judge(
             Some(_) | None => uncertain,
         },
         // Gone; or replaced by a file, or made again and filled, by later rows.
-        Change::Rmdir { .. } => here.is_none() || (uncertain && why.code == code::FAILURE),
+        Change::Rmdir { .. } => {
+            here.is_none_or(|attrs| uncertain && (!is_dir(&attrs) || why.code == code::FAILURE))
+        }
         // Gone; or a directory by now.
         Change::Unlink { .. } => here.is_none_or(|attrs| uncertain && is_dir(&attrs)),
         // A directory stands there by now, or the parent is gone.

@@ -6,6 +6,7 @@
 //! not taken for a copy.
 
 use super::errors::{BaseTrouble, MirrorError};
+use super::pipeline::MARKS;
 use super::plan::{PRIVATE_DIR, Place, Rules, is_dir};
 use crate::journal::Position;
 use crate::sftp::{Attrs, Handle, Name, Remote, Reply, Request, SessionError, Status, code};
@@ -16,7 +17,7 @@ use std::time::Duration;
 ///
 /// # Errors
 /// The connection's; what a person has to put right there.
-pub(super) fn prepare<R: Remote>(
+pub fn prepare<R: Remote>(
     remote: &mut R,
     place: &Place,
     position: &Position,
@@ -111,11 +112,8 @@ fn clear_stage<R: Remote>(
         let seq = name.strip_prefix(b"exchange-").and_then(number);
         if let Some(seq) = seq.filter(|seq| *seq <= position.cursor) {
             let mark = place.exchange(seq);
-            for part in [&b"/half"[..], b"/alone"] {
-                requests.push(Request::Rmdir {
-                    path: [&mark[..], part].concat(),
-                });
-            }
+            let parts = MARKS.map(|part| [&mark[..], b"/", part.as_bytes()].concat());
+            requests.extend(parts.map(|path| Request::Rmdir { path }));
             requests.push(Request::Rmdir { path: mark });
         }
     }

@@ -50,6 +50,11 @@ impl PathIndex {
             || path.ancestors().any(|above| self.here.contains_key(above))
     }
 
+    /// Whether a path in the bag is `path` or lies below it.
+    pub fn reaches_into(&self, path: &RelPath) -> bool {
+        self.here.contains_key(path.as_bytes()) || self.below.contains_key(path.as_bytes())
+    }
+
     /// Whether nothing is in the bag.
     pub fn is_empty(&self) -> bool {
         self.here.is_empty()
@@ -81,6 +86,8 @@ mod tests {
             let left: Vec<&RelPath> = paths.iter().filter(|p| !p.1).map(|p| &p.0).collect();
             prop_assert_eq!(index.touches(&asked), left.iter().any(|p| p.is_related(&asked)));
             prop_assert_eq!(index.is_empty(), left.is_empty());
+            let into = left.iter().any(|p| p.is_at_or_below(&asked));
+            prop_assert_eq!(index.reaches_into(&asked), into);
             let own = left.iter().filter(|p| **p == &asked).count() as u32;
             let others = left.iter().any(|p| p.is_related(&asked) && **p != asked);
             prop_assert_eq!(index.touches_but(&asked, own), others);

@@ -15,11 +15,11 @@
 //! mode back here. It is noted before it is opened. Which of the noted ones were opened is forgotten by
 //! a restart: then all of them get their mode back.
 
-use super::plan::Place;
+use super::plan::{Place, Rules};
 use super::source::{Source, sftp_time};
 use crate::change::{Change, RelPath, Seq};
 use crate::sftp::{Attrs, Request};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -42,9 +42,19 @@ pub(super) struct Settle {
     opened: HashMap<RelPath, Option<u32>>,
     /// Set right, if nothing touches them up to this place in the log; with the number that they had.
     set: BTreeMap<RelPath, (u64, Seq)>,
-    /// The pass under way: directories, and how many replies are missing.
-    pass: Option<(Vec<(RelPath, u64)>, usize)>,
+    /// The pass under way: what each of its requests is for, and how many replies are missing.
+    pass: Option<(Vec<Asked>, usize)>,
+    /// Directories that could not be reached in the last pass.
+    denied_before: BTreeSet<RelPath>,
     last: Instant,
+}
+
+/// What a request of a pass is for.
+struct Asked {
+    dir: RelPath,
+    /// Its number when it was asked; none: only its mode was given back.
+    number: Option<u64>,
+    denied: bool,
 }
 
 impl Settle {
@@ -58,6 +68,7 @@ impl Settle {
             settled: Vec::new(),
             set: BTreeMap::new(),
             pass: None,
+            denied_before: BTreeSet::new(),
             last: now,
         }
     }
@@ -154,17 +165,24 @@ impl Settle {
         !self.fresh.is_empty() || !self.settled.is_empty()
     }
 
-    /// The directories that are to be set, what lies below one before it: its own mode may shut it.
-    fn waiting(&self) -> impl Iterator<Item = (&RelPath, u64)> {
-        let is_set = |dir, number| self.set.get(dir).is_some_and(|s| s.0 == number);
-        self.touched
-            .iter()
-            .rev()
-            .map(|(dir, number)| (dir, *number))
-            .filter(move |(dir, number)| !is_set(dir, *number))
+    /// Whether one pass reaches all that is to be set.
+    pub fn fits_a_pass(&self) -> bool {
+        self.waiting().nth(PASS).is_none()
     }
 
-    /// When the next pass is due; none while one is under way, or nothing is to be set.
+    /// The directories that are to be set, what lies deeper first: one that is shut again hides what is
+    /// in it.
+    fn waiting(&self) -> impl Iterator<Item = (&RelPath, u64)> {
+        let is_set = |dir, number| self.set.get(dir).is_some_and(|s| s.0 == number);
+        let all = self
+            .touched
+            .iter()
+            .rev()
+            .map(|(dir, number)| (dir, *number));
+        all.filter(move |(dir, number)| !is_set(*dir, *number))
+    }
+
+    /// When the next pass is due; none while one is under way, or nothing is touched.
     pub fn due_in(&self, drained: bool, now: Instant) -> Option<Duration> {
         if self.pass.is_some() || self.waiting().next().is_none() {
             return None;
@@ -183,76 +201,124 @@ impl Settle {
         &mut self,
         source: &Source,
         place: &Place,
+        rules: Rules,
         drained: bool,
         now: Instant,
     ) -> io::Result<Vec<Request>> {
         self.last = now;
-        let taken: Vec<(RelPath, u64)> = self
-            .waiting()
-            .map(|(dir, number)| (dir.clone(), number))
-            .take(PASS)
-            .collect();
         let mut requests = Vec::new();
-        for (dir, _) in &taken {
-            let opened = self.opened.get(dir).copied();
-            let attrs = match source.directory(dir)? {
+        let mut asked = Vec::new();
+        let waiting = self.waiting().take(PASS);
+        let touched: Vec<(RelPath, u64)> = waiting.map(|(p, n)| (p.clone(), n)).collect();
+        for (dir, number) in touched {
+            let opened = self.opened.get(&dir).copied();
+            match source.directory(&dir)? {
                 Some(stat) => {
+                    let times = Some((sftp_time(stat.st_atime), sftp_time(stat.st_mtime)));
                     // The mode only where it may be wrong: while changes are still to come, the
                     // present one may not be this one's turn yet.
                     let mode = (opened.is_some() || drained) && !dir.is_root();
-                    Attrs {
-                        mode: mode.then_some(stat.st_mode & 0o7777),
-                        times: Some((sftp_time(stat.st_atime), sftp_time(stat.st_mtime))),
+                    let mode = mode.then_some(stat.st_mode & 0o7777);
+                    let attrs = Attrs {
+                        mode,
+                        times,
                         ..Attrs::default()
+                    };
+                    let path = place.path(&dir);
+                    // Where the log is not through, a symlink may stand there for the moment.
+                    requests.push(match mode {
+                        Some(_) => Request::Setstat { path, attrs },
+                        None if rules.lsetstat => Request::Lsetstat { path, attrs },
+                        None if drained => Request::Setstat { path, attrs },
+                        None => continue,
+                    });
+                    let number = Some(number);
+                    asked.push(Asked {
+                        dir,
+                        number,
+                        denied: false,
+                    });
+                }
+                None => {
+                    if let Some(mode) = opened.flatten() {
+                        let attrs = Attrs {
+                            mode: Some(mode),
+                            ..Attrs::default()
+                        };
+                        requests.push(Request::Setstat {
+                            path: place.path(&dir),
+                            attrs,
+                        });
+                        self.opened.remove(&dir);
+                        let dir = dir.clone();
+                        asked.push(Asked {
+                            dir,
+                            number: None,
+                            denied: false,
+                        });
+                    }
+                    if drained {
+                        self.touched.remove(&dir);
+                        self.settled.push(dir);
                     }
                 }
-                None => Attrs {
-                    mode: opened.flatten(),
-                    ..Attrs::default()
-                },
-            };
-            let path = place.path(dir);
-            // Where there is nothing to set, a look keeps the round trip.
-            requests.push(if attrs == Attrs::default() {
-                Request::Lstat { path }
-            } else {
-                Request::Setstat { path, attrs }
-            });
+            }
         }
-        self.pass = Some((taken, requests.len())).filter(|_| !requests.is_empty());
+        self.pass = Some((asked, requests.len())).filter(|_| !requests.is_empty());
         Ok(requests)
     }
 
-    /// Takes a reply of the pass. (One that failed is not tried again: a time is not worth a stopped
-    /// mirror, and the next change in the directory sets it.) `head` is how far the log is.
-    pub fn take(&mut self, head: Seq) {
-        let Some((_, missing)) = &mut self.pass else {
-            return;
-        };
+    /// Takes the reply to request number `index` of the pass. When the pass is over, gives the directories
+    /// that could not be reached; they stay touched. (What failed otherwise, or is denied a second time,
+    /// is not tried again: a time is not worth a stopped mirror, and the next change sets it.)
+    ///
+    /// `head` is how far the log is.
+    pub fn take(&mut self, index: usize, denied: bool, head: Seq) -> Option<Vec<RelPath>> {
+        let (asked, missing) = self.pass.as_mut()?;
+        asked[index].denied = denied;
         *missing -= 1;
         if *missing > 0 {
-            return;
+            return None;
         }
-        for (dir, number) in self.pass.take().map(|p| p.0).unwrap_or_default() {
-            self.set.insert(dir, (number, head));
+        let asked = self.pass.take().map(|p| p.0).unwrap_or_default();
+        let before = std::mem::take(&mut self.denied_before);
+        let mut denied = Vec::new();
+        for Asked {
+            dir,
+            number,
+            denied: is_denied,
+        } in asked
+        {
+            if is_denied && number.is_some() && !before.contains(&dir) {
+                denied.push(dir);
+                continue;
+            }
+            if let Some(number) = number {
+                self.set.insert(dir, (number, head));
+            }
         }
+        self.denied_before = denied.iter().cloned().collect();
+        Some(denied)
     }
 
     /// The mirror has every change up to `cursor`, and what they touch is noted: directories that were
     /// set right for that are done.
     pub fn reached(&mut self, cursor: Seq) {
-        let (touched, opened, settled) = (&mut self.touched, &mut self.opened, &mut self.settled);
-        self.set.retain(|dir, (number, head)| {
-            if *head > cursor {
-                return true;
+        for (dir, (number, head)) in std::mem::take(&mut self.set) {
+            if head > cursor {
+                self.set.insert(dir, (number, head));
+            } else if self.touched.get(&dir) == Some(&number) {
+                self.opened.remove(&dir);
+                self.give_up(&dir);
             }
-            if touched.get(dir) == Some(number) {
-                touched.remove(dir);
-                opened.remove(dir);
-                settled.push(dir.clone());
-            }
-            false
-        });
+        }
+    }
+
+    /// A directory need not be set any more.
+    pub fn give_up(&mut self, dir: &RelPath) {
+        if self.touched.remove(dir).is_some() {
+            self.settled.push(dir.clone());
+        }
     }
 }
 
@@ -260,12 +326,17 @@ impl Settle {
 mod tests {
     use super::*;
 
-    /// How far the log is.
-    const HEAD: Seq = 9;
-
     fn path(s: &str) -> RelPath {
         RelPath::new(s.as_bytes()).unwrap()
     }
+
+    /// How far the log is.
+    const HEAD: Seq = 9;
+
+    const RULES: Rules = Rules {
+        owner: false,
+        lsetstat: true,
+    };
 
     fn at_work() -> (tempfile::TempDir, Source, Settle) {
         let dir = tempfile::tempdir().unwrap();
@@ -275,17 +346,23 @@ mod tests {
 
     fn pass(settle: &mut Settle, source: &Source, drained: bool) -> Vec<String> {
         let requests = settle
-            .start(source, &Place::new(b"/m"), drained, Instant::now())
+            .start(source, &Place::new(b"/m"), RULES, drained, Instant::now())
             .unwrap();
-        requests.iter().for_each(|_| settle.take(HEAD));
+        for i in 0..requests.len() {
+            settle.take(i, false, HEAD);
+        }
         if drained {
             settle.reached(HEAD);
         }
-        let setstats = requests.iter().filter_map(|r| match r {
-            Request::Setstat { path, .. } => Some(String::from_utf8_lossy(path).into_owned()),
-            _ => None,
-        });
-        setstats.collect()
+        requests
+            .iter()
+            .map(|r| match r {
+                Request::Setstat { path, .. } | Request::Lsetstat { path, .. } => {
+                    String::from_utf8_lossy(path).into_owned()
+                }
+                other => panic!("{other:?}"),
+            })
+            .collect()
     }
 
     #[test]
@@ -320,6 +397,54 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_that_is_gone_is_given_up_only_at_the_end_of_the_log() {
+        let (_dir, source, mut settle) = at_work();
+        settle.touch_for(&Change::Unlink {
+            path: path("gone/f"),
+        });
+        pass(&mut settle, &source, false);
+        assert!(!settle.is_clear());
+        pass(&mut settle, &source, true);
+        assert!(settle.is_clear());
+    }
+
+    #[test]
+    fn one_that_is_touched_during_its_pass_is_set_again() {
+        let (_dir, source, mut settle) = at_work();
+        settle.touch_for(&Change::Unlink { path: path("a") });
+        let place = Place::new(b"/m");
+        assert_eq!(
+            settle
+                .start(&source, &place, RULES, true, Instant::now())
+                .unwrap()
+                .len(),
+            1
+        );
+        settle.touch_for(&Change::Unlink { path: path("b") });
+        assert_eq!(settle.take(0, false, HEAD), Some(vec![]));
+        settle.reached(HEAD);
+        assert!(!settle.is_clear());
+        assert_eq!(pass(&mut settle, &source, true), ["/m"]);
+        assert!(settle.is_clear());
+    }
+
+    #[test]
+    fn what_could_not_be_reached_is_tried_once_more_and_then_given_up() {
+        let (_dir, source, mut settle) = at_work();
+        settle.touch_for(&Change::Unlink { path: path("a") });
+        for denied in [vec![RelPath::root()], vec![]] {
+            assert!(!settle.is_clear());
+            let place = Place::new(b"/m");
+            settle
+                .start(&source, &place, RULES, true, Instant::now())
+                .unwrap();
+            assert_eq!(settle.take(0, true, HEAD), Some(denied));
+        }
+        settle.reached(HEAD);
+        assert!(settle.is_clear());
+    }
+
+    #[test]
     fn a_directory_that_another_one_has_replaced_meanwhile_waits_for_its_rename() {
         let (dir, source, mut settle) = at_work();
         std::fs::create_dir_all(dir.path().join("old/x")).unwrap();
@@ -346,52 +471,13 @@ mod tests {
     fn after_a_restart_directories_that_may_be_open_get_their_mode_back() {
         let (dir, source, mut settle) = at_work();
         settle.open(&path("d"), 0o555);
-        let noted = settle.news().0;
-        let mut again = Settle::new(noted, Instant::now());
+        let mut again = Settle::new(settle.news().0, Instant::now());
         std::fs::create_dir(dir.path().join("d")).unwrap();
-        let place = Place::new(b"/m");
-        let requests = again.start(&source, &place, false, Instant::now()).unwrap();
-        assert!(matches!(
-            requests[..],
-            [Request::Setstat {
-                attrs: Attrs {
-                    mode: Some(0o755),
-                    ..
-                },
-                ..
-            }]
-        ));
-    }
-
-    #[test]
-    fn a_directory_that_is_gone_is_given_up_only_at_the_end_of_the_log() {
-        let (_dir, source, mut settle) = at_work();
-        settle.touch_for(&Change::Unlink {
-            path: path("gone/f"),
-        });
-        pass(&mut settle, &source, false);
-        assert!(!settle.is_clear());
-        pass(&mut settle, &source, true);
-        assert!(settle.is_clear());
-    }
-
-    #[test]
-    fn one_that_is_touched_during_its_pass_is_set_again() {
-        let (_dir, source, mut settle) = at_work();
-        settle.touch_for(&Change::Unlink { path: path("a") });
-        let place = Place::new(b"/m");
-        assert_eq!(
-            settle
-                .start(&source, &place, true, Instant::now())
-                .unwrap()
-                .len(),
-            1
-        );
-        settle.touch_for(&Change::Unlink { path: path("b") });
-        settle.take(HEAD);
-        settle.reached(HEAD);
-        assert!(!settle.is_clear());
-        assert_eq!(pass(&mut settle, &source, true), ["/m"]);
-        assert!(settle.is_clear());
+        let (place, now) = (Place::new(b"/m"), Instant::now());
+        let requests = again.start(&source, &place, RULES, false, now).unwrap();
+        let [Request::Setstat { attrs, .. }] = &requests[..] else {
+            panic!("{requests:?}")
+        };
+        assert_eq!(attrs.mode, Some(0o755));
     }
 }

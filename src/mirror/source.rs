@@ -13,9 +13,13 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 /// The largest handle the kernel makes, in bytes (MAX_HANDLE_SZ, open_by_handle_at(2)).
 const MAX_HANDLE: usize = 128;
+
+/// How often an open is tried again that failed for want of memory, a millisecond apart.
+const ENOMEM_TRIES: u32 = 20;
 
 /// The source's tree, held by its root.
 pub struct Source {
@@ -65,23 +69,34 @@ impl Source {
         // A FIFO that took the file's place would otherwise block the worker; it can't (a handle
         // names one inode), but the flag costs nothing.
         let flags = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOATIME;
-        // SAFETY: `handle` has the layout of `struct file_handle` with room for MAX_HANDLE bytes, says
-        // in `bytes` how many of them count, and outlives the call, which only reads it.
-        let fd = unsafe {
-            libc::syscall(
-                libc::SYS_open_by_handle_at,
-                self.root.as_raw_fd(),
-                &raw mut handle,
-                flags,
-            )
-        };
-        if fd >= 0 {
-            // SAFETY: the kernel has just given us this descriptor; nobody else has it.
-            return Ok(Some(File::from(unsafe { OwnedFd::from_raw_fd(fd as i32) })));
-        }
-        match io::Error::last_os_error() {
-            gone if matches!(gone.raw_os_error(), Some(libc::ESTALE | libc::ENOENT)) => Ok(None),
-            other => Err(other),
+        let mut tries = 0;
+        loop {
+            // SAFETY: `handle` has the layout of `struct file_handle` with room for MAX_HANDLE bytes,
+            // says in `bytes` how many of them count, and outlives the call, which only reads it.
+            let fd = unsafe {
+                libc::syscall(
+                    libc::SYS_open_by_handle_at,
+                    self.root.as_raw_fd(),
+                    &raw mut handle,
+                    flags,
+                )
+            };
+            if fd >= 0 {
+                // SAFETY: the kernel has just given us this descriptor; nobody else has it.
+                return Ok(Some(File::from(unsafe { OwnedFd::from_raw_fd(fd as i32) })));
+            }
+            let why = io::Error::last_os_error();
+            match why.raw_os_error() {
+                Some(libc::ESTALE | libc::ENOENT) => return Ok(None),
+                Some(libc::EINTR) => {}
+                // While the number of a deleted inode is given to a new one, the kernel says ENOMEM for
+                // a moment (iget_locked() finds it half made). Seen once in 200,000 opens.
+                Some(libc::ENOMEM) if tries < ENOMEM_TRIES => {
+                    tries += 1;
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                _ => return Err(why),
+            }
         }
     }
 

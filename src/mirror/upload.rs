@@ -121,10 +121,10 @@ impl Upload {
             None => Body::Open(file),
         };
         // A hole at the end, or what an in-place update cuts off: no WRITE shows it.
-        if in_place || matches!(body, Body::Open(_)) {
-            if let Some(last) = attrs.last_mut() {
-                last.size = Some(stamp.size);
-            }
+        if (in_place || matches!(body, Body::Open(_)))
+            && let Some(last) = attrs.last_mut()
+        {
+            last.size = Some(stamp.size);
         }
         let mode = if in_place {
             OpenMode::Update

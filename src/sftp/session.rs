@@ -522,8 +522,10 @@ mod error {
     /// SOCKET_SEND, SOCKET_DISCONNECT, SOCKET_RECV, BAD_SOCKET, BANNER_RECV, BANNER_SEND, and what
     /// garbled packets make: INVALID_MAC, DECRYPT, PROTO.
     pub const LOST: [i32; 9] = [-7, -13, -43, -45, -2, -3, -4, -12, -14];
+    /// PUBLICKEY_UNVERIFIED.
+    pub const UNVERIFIED: i32 = -19;
     /// AUTHENTICATION_FAILED, PUBLICKEY_UNVERIFIED.
-    pub const REFUSED: [i32; 2] = [-18, -19];
+    pub const REFUSED: [i32; 2] = [-18, UNVERIFIED];
     /// KEX_FAILURE, KEY_EXCHANGE_FAILURE: no common algorithm, or whatever else went wrong meanwhile.
     pub const KEY_EXCHANGE: [i32; 2] = [-5, -8];
 }
@@ -536,6 +538,10 @@ enum Class {
 
 fn class_of(e: &ssh2::Error) -> Class {
     match e.code() {
+        // libssh2 has one code for "the server said no" and for "it broke off before it answered".
+        ErrorCode::Session(error::UNVERIFIED) if e.message().starts_with("Waiting for") => {
+            Class::Connection
+        }
         ErrorCode::Session(code) if error::REFUSED.contains(&code) => Class::Refused,
         ErrorCode::Session(code)
             if error::TIMED_OUT.contains(&code) || error::LOST.contains(&code) =>

@@ -1,5 +1,6 @@
 //! The real daemon: the program itself, with an INI file of its own, a source, a state directory and any
 //! mirrors. Stopped and unmounted when dropped, also when a test fails.
+#![allow(clippy::unwrap_used)]
 
 use super::sshd::{Sshd, die_with_us};
 use std::fmt::Write;
@@ -250,6 +251,9 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("the daemon's log ended with:\n{}", tail(&self.log()));
+            if let Some(kept) = std::env::var_os("PROXYFS_KEEP_LOG") {
+                let _ = fs::copy(self.file("log"), kept);
+            }
         }
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();

@@ -2,8 +2,10 @@
 #![allow(dead_code)]
 
 pub mod daemon;
+pub mod fake_server;
 pub mod mounts;
 pub mod random;
 pub mod relay;
 pub mod sshd;
 pub mod tree;
+pub mod user;

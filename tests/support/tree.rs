@@ -1,4 +1,5 @@
 //! Trees of files: what is in them, and how two differ.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -10,12 +10,22 @@ use crate::sftp::Attrs;
 /// Bits that the mirror's user needs on a directory to work in it.
 const OWNER_ALL: u32 = 0o700;
 
+/// So often a change has to be denied, with nothing shut, to be refused.
+const DENIALS: u32 = 3;
+
 /// Bit that it needs on a file to write into it.
 const OWNER_WRITE: u32 = 0o200;
+
+/// What may be in the mark of an exchange: see [`Pipeline::exchange`].
+pub(in crate::mirror) const MARKS: [&str; 2] = ["a", "half"];
 
 impl<R: Remote> Pipeline<'_, R> {
     /// Deals with the first row in trouble. The pipeline goes on behind it.
     pub(super) fn deal_with_trouble(&mut self) -> Result<(), MirrorError> {
+        let shut_out = std::mem::take(&mut self.shut_out);
+        if !shut_out.is_empty() && !self.open_above(shut_out.iter(), false)? {
+            shut_out.iter().for_each(|dir| self.settle.give_up(dir));
+        }
         let Some(seq) = self.trouble.take() else {
             return Ok(());
         };
@@ -23,11 +33,19 @@ impl<R: Remote> Pipeline<'_, R> {
         let Some(job) = self.job(seq) else {
             return Ok(());
         };
-        let change = job.row.change.clone();
+        let change = job.change().clone();
         let in_place = matches!(change, Change::Content { linked: true, .. }) && !job.anew;
         let refused = |status| MirrorError::refused(seq, &change, status);
         match std::mem::replace(&mut job.step, Step::Waiting) {
-            Step::Waiting => self.exchange(seq, &change)?,
+            Step::Waiting => match self.exchange(seq, &change) {
+                Err(MirrorError::Refused { status, .. })
+                    if status.code == code::PERMISSION_DENIED
+                        && self.open_directories(&change)? =>
+                {
+                    self.exchange(seq, &change)?;
+                }
+                done => done?,
+            },
             Step::Trouble(Verdict::Look) => {
                 let seen = self.look(&change)?.map_err(refused)?;
                 // What the server said is gone, but that it was no plain answer is known.
@@ -42,7 +60,7 @@ impl<R: Remote> Pipeline<'_, R> {
                 self.in_place_refused(seq, &change, status)?;
             }
             Step::Trouble(Verdict::Failed(status)) => {
-                if status.code != code::PERMISSION_DENIED || !self.open_directories(&change)? {
+                if status.code != code::PERMISSION_DENIED || !self.may_help_to_open(seq, &change)? {
                     return Err(refused(status));
                 }
                 self.rewind(seq);
@@ -112,16 +130,37 @@ impl<R: Remote> Pipeline<'_, R> {
         self.publishing = 0;
     }
 
+    /// A change was denied: opens what is shut, and says whether to try again.
+    fn may_help_to_open(&mut self, seq: Seq, change: &Change) -> Result<bool, MirrorError> {
+        if self.open_directories(change)? {
+            return Ok(true);
+        }
+        let Some(job) = self.job(seq) else {
+            return Ok(false);
+        };
+        job.denied += 1;
+        Ok(job.denied < DENIALS)
+    }
+
     /// Gives the mirror's user the right to work in the directories of a change, where a mode that came
     /// from the source keeps it out; [`Settle`] gives the modes back. Says whether anything changed.
     fn open_directories(&mut self, change: &Change) -> Result<bool, MirrorError> {
+        // A directory that moves has its `..` written.
+        let moves = matches!(change, Change::Rename { .. } | Change::Exchange { .. });
+        self.open_above(change.paths(), moves)
+    }
+
+    /// The same for the directories above some paths, and for those themselves.
+    fn open_above<'p>(
+        &mut self,
+        paths: impl Iterator<Item = &'p RelPath>,
+        themselves: bool,
+    ) -> Result<bool, MirrorError> {
         let mut dirs: BTreeSet<RelPath> = BTreeSet::new();
-        for path in change.paths() {
+        for path in paths {
             let above = path.ancestors().filter_map(|a| RelPath::new(a).ok());
             dirs.extend(above.filter(|a| !a.is_root()));
-            if matches!(change, Change::Rename { .. } | Change::Exchange { .. }) {
-                dirs.insert(path.clone()); // a directory that moves has its `..` written
-            }
+            dirs.extend(Some(path.clone()).filter(|_| themselves));
         }
         let mut opened = false;
         for dir in dirs {
@@ -169,10 +208,10 @@ impl<R: Remote> Pipeline<'_, R> {
         }
         if status.code == code::PERMISSION_DENIED {
             let path = self.setup.place.path(change.path());
-            let mut opened = self.open_directories(change)?;
+            let mut opened = self.may_help_to_open(seq, change)?;
             if let Some(Attrs {
                 mode: Some(mode), ..
-            }) = self.attributes_of(&path)?
+            }) = self.attributes_of(seq, change, &path)?
                 && mode & OWNER_WRITE == 0
             {
                 // The upload's end sets the right mode.
@@ -192,15 +231,10 @@ impl<R: Remote> Pipeline<'_, R> {
     }
 
     /// Swaps two entries, for which SFTP has no request: a -> mark/a, b -> a, mark/a -> b. The mark, a
-    /// directory of its own, tells after a cut how far it was.
-    ///
-    /// No mark: not begun. `mark/a` without `mark/half`: the first step is done, and the second if b is
-    /// gone. `mark/half` is made between the second and the third step; with it and without `mark/a` all
-    /// three are done. The mark goes after the exchange is noted as done.
-    ///
-    /// One of the two may not be here: a file that was gone from the source before it could be sent.
-    /// Then the other one moves. `mark/alone` is made first where that is b, or after a cut it would be
-    /// taken for an a that has yet to move.
+    /// directory of its own, tells after a cut how far it was. No mark, or an empty one: nothing has been
+    /// moved. With `a` in it and without `half` the first step is done, and the second if b is gone. `half` is
+    /// made between the second and the third; with it and without `a` all is done. The mark goes after
+    /// the exchange is noted as done.
     fn exchange(&mut self, seq: Seq, change: &Change) -> Result<(), MirrorError> {
         let Change::Exchange { a, b } = change else {
             return Ok(());
@@ -208,85 +242,72 @@ impl<R: Remote> Pipeline<'_, R> {
         self.record()?;
         let place = &self.setup.place;
         let (a, b, mark) = (place.path(a), place.path(b), place.exchange(seq));
-        let (aside, half) = ([&mark[..], b"/a"].concat(), [&mark[..], b"/half"].concat());
-        let alone = [&mark[..], b"/alone"].concat();
-        let make = |path: &[u8]| Request::Mkdir {
-            path: path.to_vec(),
-            attrs: Attrs {
-                mode: Some(0o700),
-                ..Attrs::default()
-            },
-        };
-        let rename = |from: &[u8], to: &[u8]| Request::PosixRename {
-            from: from.to_vec(),
-            to: to.to_vec(),
-        };
-        if !self.stands(seq, change, &mark)? {
-            self.must(seq, change, make(&mark))?;
+        let [aside, half] = MARKS.map(|name| [&mark[..], b"/", name.as_bytes()].concat());
+        if self.attributes_of(seq, change, &mark)?.is_none() {
+            self.make_mark(seq, change, &mark)?;
         }
-        if !self.stands(seq, change, &half)? {
-            if !self.stands(seq, change, &alone)? && !self.stands(seq, change, &aside)? {
-                if self.stands(seq, change, &a)? {
-                    self.must(seq, change, rename(&a, &aside))?;
-                } else {
-                    self.must(seq, change, make(&alone))?;
-                }
+        if self.attributes_of(seq, change, &half)?.is_none() {
+            if self.attributes_of(seq, change, &aside)?.is_none() {
+                self.move_entry(seq, change, &a, &aside)?;
             }
-            if self.stands(seq, change, &b)? {
-                self.must(seq, change, rename(&b, &a))?;
+            if self.attributes_of(seq, change, &b)?.is_some() {
+                self.move_entry(seq, change, &b, &a)?;
             }
-            self.must(seq, change, make(&half))?;
+            self.make_mark(seq, change, &half)?;
         }
-        if self.stands(seq, change, &aside)? {
-            self.must(seq, change, rename(&aside, &b))?;
+        if self.attributes_of(seq, change, &aside)?.is_some() {
+            self.move_entry(seq, change, &aside, &b)?;
         }
         self.finish(seq);
         self.publish_next = seq + 1;
         self.record()?;
-        for path in [alone, half, mark] {
-            self.ask(Request::Rmdir { path })?;
-        }
+        self.ask(Request::Rmdir { path: half })?;
+        self.ask(Request::Rmdir { path: mark })?;
         Ok(())
     }
 
-    /// Whether anything stands at one of the paths of an exchange.
-    fn stands(&mut self, seq: Seq, change: &Change, path: &[u8]) -> Result<bool, MirrorError> {
-        let look = Request::Lstat {
-            path: path.to_vec(),
+    fn make_mark(&mut self, seq: Seq, change: &Change, path: &[u8]) -> Result<(), MirrorError> {
+        let attrs = Attrs {
+            mode: Some(0o700),
+            ..Attrs::default()
         };
-        match self.insist(change, look)? {
-            Reply::Status(status) if status.code == code::NO_SUCH_FILE => Ok(false),
-            Reply::Status(status) => Err(MirrorError::refused(seq, change, status)),
-            Reply::Ok | Reply::Handle(_) | Reply::Data(_) | Reply::Names(_) | Reply::Attrs(_) => {
-                Ok(true)
-            }
-        }
+        self.must(
+            seq,
+            change,
+            Request::Mkdir {
+                path: path.to_vec(),
+                attrs,
+            },
+        )
     }
 
-    /// What stands at a path; none if nothing does, or it can't be told.
-    fn attributes_of(&mut self, path: &[u8]) -> Result<Option<Attrs>, MirrorError> {
+    fn move_entry(
+        &mut self,
+        seq: Seq,
+        change: &Change,
+        from: &[u8],
+        to: &[u8],
+    ) -> Result<(), MirrorError> {
+        let (from, to) = (from.to_vec(), to.to_vec());
+        self.must(seq, change, Request::PosixRename { from, to })
+    }
+
+    /// What stands at a path that a change is about; none if nothing does.
+    fn attributes_of(
+        &mut self,
+        seq: Seq,
+        change: &Change,
+        path: &[u8],
+    ) -> Result<Option<Attrs>, MirrorError> {
         let looked = [self.ask(Request::Lstat {
             path: path.to_vec(),
         })?];
-        Ok(seen(&looked)
-            .ok()
-            .and_then(|s| s.first().copied().flatten()))
-    }
-
-    /// Sends a request; where modes that came from the source forbid it, again with those directories
-    /// open.
-    fn insist(&mut self, change: &Change, request: Request) -> Result<Reply, MirrorError> {
-        let reply = self.ask(request.clone())?;
-        let denied =
-            matches!(&reply, Reply::Status(status) if status.code == code::PERMISSION_DENIED);
-        if denied && self.open_directories(change)? {
-            return self.ask(request);
-        }
-        Ok(reply)
+        let seen = seen(&looked).map_err(|status| MirrorError::refused(seq, change, status))?;
+        Ok(seen.first().copied().flatten())
     }
 
     fn must(&mut self, seq: Seq, change: &Change, request: Request) -> Result<(), MirrorError> {
-        match self.insist(change, request)? {
+        match self.ask(request)? {
             Reply::Status(status) => Err(MirrorError::refused(seq, change, status)),
             Reply::Ok | Reply::Handle(_) | Reply::Data(_) | Reply::Names(_) | Reply::Attrs(_) => {
                 Ok(())

@@ -1,0 +1,239 @@
+//! Publishing: changes made visible in the order of the log, pipelined as far as J4 lets them. Why it is in
+//! this order is told in the module above.
+
+use super::*;
+
+impl<R: Remote> Pipeline<'_, R> {
+    pub(super) fn publish(&mut self) -> Result<(), MirrorError> {
+        self.barrier = false;
+        while self.publish_next <= self.last_loaded()
+            && self.publishing < PUBLISHING
+            && self.trouble.is_none()
+        {
+            let seq = self.publish_next;
+            let index = (seq - self.cursor - 1) as usize;
+            let job = &self.window[index];
+            match job.stage {
+                Stage::Ready | Stage::Gone => {}
+                Stage::Waiting | Stage::Uploading(_) | Stage::Symlink(..) => break,
+            }
+            if self.must_wait(&job.row.change) {
+                self.barrier = true;
+                break;
+            }
+            let how = self.how(index);
+            if seq > self.announced {
+                self.announce()?;
+            }
+            match how {
+                Publish::Requests(requests) => {
+                    self.send(seq, requests);
+                    self.publish_next += 1;
+                }
+                Publish::InPlace => {
+                    if self.publishing > 0 {
+                        break; // nothing earlier may still be under way
+                    }
+                    self.start_in_place(seq)?;
+                    if !matches!(self.window[index].stage, Stage::Gone) {
+                        break; // nothing later starts before it is through
+                    }
+                }
+                Publish::Exchange => {
+                    self.trouble = Some(seq);
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// How a row is published. Everything earlier on a pivot's paths is noted as done here, so that the
+    /// ghosts are those of its place in the log.
+    pub(super) fn how(&mut self, index: usize) -> Publish {
+        let job = &mut self.window[index];
+        if job.row.change.is_pivot() {
+            match self.ghosts.effect(&job.row.change) {
+                None => return Publish::Requests(Vec::new()),
+                Some(effect) => job.instead = Some(effect).filter(|e| *e != job.row.change),
+            }
+        }
+        let (place, seq) = (&self.setup.place, job.row.seq);
+        if matches!(job.stage, Stage::Gone) {
+            // Nothing to be done, but what stands there has to be known.
+            return Publish::Requests(plan::looks(job.change(), place));
+        }
+        if job.anew {
+            let (from, to) = (place.stage(seq), place.path(job.row.change.path()));
+            return Publish::Requests(vec![Request::PosixRename { from, to }]);
+        }
+        plan::publish(job.change(), seq, place, self.setup.rules)
+    }
+
+    /// J3: what is about to become visible is on the disk first. Requests that wait to be written are
+    /// on their way meanwhile.
+    pub(super) fn announce(&mut self) -> Result<(), MirrorError> {
+        self.remote.pump(Duration::ZERO, None)?;
+        let upto = self.last_loaded();
+        self.setup.journal.announce(self.setup.name, upto)?;
+        self.announced = upto;
+        Ok(())
+    }
+
+    /// J4: whether something in flight keeps this change from being sent.
+    pub(super) fn must_wait(&self, change: &Change) -> bool {
+        match change {
+            Change::Rename { from, to } => {
+                let arriving = self.arrivals.get(from).copied().unwrap_or(0);
+                self.in_flight.touches_but(from, arriving)
+                    || self.in_flight.touches(to)
+                    || self.pivots.touches(from)
+            }
+            Change::Link { .. } | Change::Exchange { .. } => {
+                change.paths().any(|p| self.in_flight.touches(p))
+            }
+            // A row that is replayed must not go through a symlink that came after it.
+            Change::Symlink { path, .. } => {
+                self.in_flight.reaches_into(path) || self.pivots.touches(path)
+            }
+            Change::Mkdir { .. }
+            | Change::Rmdir { .. }
+            | Change::Unlink { .. }
+            | Change::Content { .. }
+            | Change::Attr { .. } => {
+                !self.pivots.is_empty() && change.paths().any(|p| self.pivots.touches(p))
+            }
+        }
+    }
+
+    pub(super) fn send(&mut self, seq: Seq, mut requests: Vec<Request>) {
+        let uncertain = seq <= self.uncertain;
+        let index = (seq - self.cursor - 1) as usize;
+        let job = &self.window[index];
+        if requests.is_empty() {
+            self.finish(seq);
+            return;
+        }
+        if job.looks(uncertain) && !matches!(job.stage, Stage::Gone) {
+            requests.extend(plan::looks(job.change(), &self.setup.place));
+        }
+        self.note_in_flight(index);
+        self.publishing += 1;
+        self.window[index].step = Step::Sent(vec![None; requests.len()], requests.len());
+        for (i, request) in requests.into_iter().enumerate() {
+            let ticket = self.remote.send(request);
+            self.tickets.insert(ticket, Purpose::Publish(seq, i));
+        }
+    }
+
+    pub(super) fn note_in_flight(&mut self, index: usize) {
+        let job = &self.window[index];
+        for path in job.row.change.paths() {
+            self.in_flight.insert(path);
+            if job.row.change.is_pivot() {
+                self.pivots.insert(path);
+            }
+        }
+        if job.is_staged() {
+            *self
+                .arrivals
+                .entry(job.row.change.path().clone())
+                .or_default() += 1;
+        }
+    }
+
+    pub(super) fn forget_in_flight(&mut self, job: &Job) {
+        for path in job.row.change.paths() {
+            self.in_flight.remove(path);
+            if job.row.change.is_pivot() {
+                self.pivots.remove(path);
+            }
+        }
+        if job.is_staged() {
+            let path = job.row.change.path();
+            if let Some(count) = self.arrivals.get_mut(path) {
+                *count -= 1;
+                if *count == 0 {
+                    self.arrivals.remove(path);
+                }
+            }
+        }
+    }
+
+    /// Starts to write into a file with several names; finds that it is gone, perhaps.
+    pub(super) fn start_in_place(&mut self, seq: Seq) -> Result<(), MirrorError> {
+        let index = (seq - self.cursor - 1) as usize;
+        if !matches!(self.window[index].step, Step::Waiting) {
+            return Ok(());
+        }
+        let dest = self.setup.place.path(self.window[index].row.change.path());
+        self.upload(seq, dest, true)?;
+        if matches!(self.window[index].stage, Stage::Uploading(_)) {
+            self.note_in_flight(index);
+            self.publishing += 1;
+            self.window[index].step = Step::InPlace;
+        }
+        Ok(())
+    }
+
+    /// Marks a row as done that was not sent.
+    pub(super) fn finish(&mut self, seq: Seq) {
+        let index = (seq - self.cursor - 1) as usize;
+        self.note_in_flight(index);
+        self.window[index].step = Step::Done;
+    }
+
+    pub(super) fn in_place_ended(&mut self, seq: Seq, outcome: Outcome) {
+        self.publishing -= 1;
+        let Some(job) = self.job(seq) else { return };
+        job.stage = Stage::Ready;
+        match outcome {
+            // Half old, half new can't be helped in place; the next content is coming.
+            Outcome::Complete | Outcome::Changed => {
+                job.step = Step::Done;
+                self.publish_next = seq + 1;
+            }
+            Outcome::Refused(status) => self.in_trouble(seq, Verdict::Failed(status)),
+        }
+    }
+
+    pub(super) fn take_published(&mut self, seq: Seq, i: usize, reply: Reply) {
+        let uncertain = seq <= self.uncertain;
+        let Some(job) = self.job(seq) else { return };
+        let Step::Sent(replies, missing) = &mut job.step else {
+            return;
+        };
+        replies[i] = Some(reply);
+        *missing -= 1;
+        if *missing > 0 {
+            return;
+        }
+        let replies: Vec<Reply> = std::mem::take(replies).into_iter().flatten().collect();
+        let looks = if job.looks(uncertain) {
+            job.change().paths().count()
+        } else {
+            0
+        };
+        let (main, looks) = replies.split_at(replies.len() - looks);
+        let verdict = match plan::seen(looks) {
+            Ok(seen) => {
+                job.absent = matches!(job.stage, Stage::Gone) && seen == [None];
+                let seen = Some(seen).filter(|s| !s.is_empty());
+                plan::judge(job.change(), uncertain, main, seen.as_deref())
+            }
+            Err(_) => plan::judge(job.change(), uncertain, main, None),
+        };
+        match verdict {
+            Verdict::Done => job.step = Step::Done,
+            other => self.in_trouble(seq, other),
+        }
+        self.publishing -= 1;
+    }
+
+    pub(super) fn in_trouble(&mut self, seq: Seq, verdict: Verdict) {
+        if let Some(job) = self.job(seq) {
+            job.step = Step::Trouble(verdict);
+        }
+        self.trouble = Some(self.trouble.map_or(seq, |first| first.min(seq)));
+    }
+}

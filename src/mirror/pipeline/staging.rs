@@ -1,0 +1,177 @@
+//! Staging: files and symlinks made ready out of sight, as far ahead as the window reaches.
+
+use super::*;
+
+impl<R: Remote> Pipeline<'_, R> {
+    pub(super) fn start_uploads(&mut self) -> Result<(), MirrorError> {
+        let handles = self.remote.features().max_handles.unwrap_or(u64::MAX) / 2;
+        let limit = STAGING.min(handles.max(1) as usize);
+        while self.stage_next <= self.last_loaded() && self.uploading.len() < limit {
+            if self.open_files() >= OPEN_FILES {
+                break;
+            }
+            let seq = self.stage_next;
+            self.stage_next += 1;
+            self.stage(seq)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn open_files(&self) -> usize {
+        let held = self.uploading.iter().filter(|seq| {
+            let job = self.window.get((**seq - self.cursor - 1) as usize);
+            job.is_some_and(|j| matches!(&j.stage, Stage::Uploading(u) if u.holds_file()))
+        });
+        held.count()
+    }
+
+    pub(super) fn stage(&mut self, seq: Seq) -> Result<(), MirrorError> {
+        let place = self.setup.place.stage(seq);
+        let rules = self.setup.rules;
+        let index = (seq - self.cursor - 1) as usize;
+        let Some(job) = self.window.get_mut(index) else {
+            return Ok(());
+        };
+        if !matches!(job.stage, Stage::Waiting) {
+            return Ok(());
+        }
+        // A second try must not find the first one's file: it may be one that must not be written.
+        if job.restaged > 0 {
+            self.remote.send(Request::Remove {
+                path: place.clone(),
+            });
+        }
+        match &job.row.change {
+            Change::Content { .. } => self.upload(seq, place, false),
+            Change::Symlink {
+                target,
+                owner,
+                times,
+                ..
+            } => {
+                let requests = plan::stage_symlink(target, *owner, *times, place.clone(), rules);
+                job.stage = Stage::Symlink(requests.len(), None);
+                for request in requests {
+                    let ticket = self.remote.send(request);
+                    self.tickets.insert(ticket, Purpose::Stage(seq));
+                }
+                Ok(())
+            }
+            Change::Mkdir { .. }
+            | Change::Rmdir { .. }
+            | Change::Unlink { .. }
+            | Change::Link { .. }
+            | Change::Rename { .. }
+            | Change::Exchange { .. }
+            | Change::Attr { .. } => Ok(()),
+        }
+    }
+
+    pub(super) fn upload(
+        &mut self,
+        seq: Seq,
+        dest: Vec<u8>,
+        in_place: bool,
+    ) -> Result<(), MirrorError> {
+        let index = (seq - self.cursor - 1) as usize;
+        let Some(job) = self.window.get_mut(index) else {
+            return Ok(());
+        };
+        let Change::Content { node, .. } = &job.row.change else {
+            return Ok(());
+        };
+        let (source, rules) = (self.setup.source, self.setup.rules);
+        match Upload::start(source, node, dest, in_place, rules, &mut self.remote) {
+            Ok(Some((upload, ticket))) => {
+                job.stage = Stage::Uploading(Box::new(upload));
+                self.tickets.insert(ticket, Purpose::Stage(seq));
+                self.uploading.insert(seq);
+                Ok(())
+            }
+            Ok(None) => {
+                job.stage = Stage::Gone;
+                Ok(())
+            }
+            Err(why) => Err(MirrorError::Source {
+                change: job.row.change.to_string(),
+                why,
+            }),
+        }
+    }
+
+    /// Sends file data, the front of the log first, while not too much is unacknowledged.
+    pub(super) fn feed_uploads(&mut self) -> Result<(), MirrorError> {
+        for seq in &self.uploading {
+            let Some(job) = self.window.get_mut((seq - self.cursor - 1) as usize) else {
+                continue;
+            };
+            let Stage::Uploading(upload) = &mut job.stage else {
+                continue;
+            };
+            while upload.wants_to_send() && self.remote.unacknowledged_bytes() < UNACKNOWLEDGED {
+                let tickets = &mut self.tickets;
+                upload
+                    .send_next(&mut self.remote, |ticket| {
+                        tickets.insert(ticket, Purpose::Stage(*seq));
+                    })
+                    .map_err(|why| MirrorError::Source {
+                        change: job.row.change.to_string(),
+                        why,
+                    })?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn take_staged(&mut self, seq: Seq, reply: Reply) -> Result<(), MirrorError> {
+        let in_place = self
+            .job(seq)
+            .is_some_and(|j| matches!(j.step, Step::InPlace));
+        let Some(job) = self.job(seq) else {
+            return Ok(());
+        };
+        let outcome = match &mut job.stage {
+            Stage::Uploading(upload) => match upload.take(reply) {
+                Ok(outcome) => outcome,
+                Err(why) => {
+                    return Err(MirrorError::Source {
+                        change: job.row.change.to_string(),
+                        why,
+                    });
+                }
+            },
+            Stage::Symlink(missing, failure) => {
+                *missing -= 1;
+                if let Reply::Status(status) = reply {
+                    failure.get_or_insert(status);
+                }
+                let over = *missing == 0;
+                over.then(|| failure.take().map_or(Outcome::Complete, Outcome::Refused))
+            }
+            Stage::Ready | Stage::Waiting | Stage::Gone => None,
+        };
+        let Some(outcome) = outcome else {
+            return Ok(());
+        };
+        self.uploading.remove(&seq);
+        if in_place {
+            self.in_place_ended(seq, outcome);
+            return Ok(());
+        }
+        let Some(job) = self.job(seq) else {
+            return Ok(());
+        };
+        match outcome {
+            Outcome::Changed if job.restaged < RESTAGE => {
+                job.restaged += 1;
+                job.stage = Stage::Waiting;
+                self.stage_next = self.stage_next.min(seq);
+            }
+            Outcome::Complete | Outcome::Changed => job.stage = Stage::Ready,
+            Outcome::Refused(status) => {
+                return Err(MirrorError::refused(seq, &job.row.change, status));
+            }
+        }
+        Ok(())
+    }
+}

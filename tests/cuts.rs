@@ -1,0 +1,364 @@
+//! Connections that break at any request: whatever was carried out or not, known or not, the mirror ends
+//! like the source (P2, J4, R2).
+//!
+//! A random history of changes, on a real tree and in a real journal, is replayed by the real pipeline on
+//! a server that breaks off at random requests, before or after the effect. In between the history goes
+//! on. Each seed is another history; a seed that once failed stays below by name.
+#![allow(clippy::unwrap_used)]
+
+use super::support::fake_server::{Cut, FakeServer};
+use super::support::random::{Random, seeds};
+use super::support::tree;
+use proxyfs::change::{Change, Extent, NodeId, Owner, RelPath, Times, Timestamp};
+use proxyfs::journal::{Journal, Reader, Recorder};
+use proxyfs::mirror::errors::MirrorError;
+use proxyfs::mirror::inbox::{Notice, inbox};
+use proxyfs::mirror::live::Live;
+use proxyfs::mirror::pipeline::{Pipeline, Setup};
+use proxyfs::mirror::plan::Place;
+use proxyfs::mirror::prepare::prepare;
+use proxyfs::mirror::source::Source;
+use proxyfs::sftp::Request;
+use std::cell::RefCell;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+/// How long files are: nothing, a little, more than one WRITE, more than two.
+const LENGTHS: [usize; 5] = [0, 5, 100, 33_000, 70_000];
+
+/// Seeds that have found something: 169 a chmod through what a ghost should have replaced, 207 a link done
+/// twice, 838 a directory that had become a symlink.
+const KEPT: [u64; 3] = [169, 207, 838];
+
+/// A source whose changes are recorded as the file system side records them.
+struct History {
+    root: PathBuf,
+    journal: Journal,
+    random: Random,
+    told: Vec<String>,
+}
+
+impl History {
+    fn path(&mut self) -> RelPath {
+        let names = ["a", "b", "c", "d"];
+        let depth = 1 + self.random.below(3);
+        let parts: Vec<&str> = (0..depth)
+            .map(|_| names[self.random.below(4) as usize])
+            .collect();
+        RelPath::new(parts.join("/").as_bytes()).unwrap()
+    }
+
+    fn real(&self, path: &RelPath) -> PathBuf {
+        self.root.join(path.as_path())
+    }
+
+    fn record(&mut self, change: Change) {
+        let seq = self.journal.record(&change).unwrap();
+        self.told.push(format!("{seq} {change}"));
+    }
+
+    /// Does something to the source, if it can be done, and records it.
+    fn step(&mut self) {
+        let (path, other) = (self.path(), self.path());
+        let (real, real_other) = (self.real(&path), self.real(&other));
+        match self.random.below(14) {
+            0 | 1 => {
+                if fs::create_dir(&real).is_ok() {
+                    let mode = 0o700 + self.random.below(64) as u32;
+                    fs::set_permissions(&real, fs::Permissions::from_mode(mode)).unwrap();
+                    self.record(Change::Mkdir {
+                        path,
+                        mode,
+                        owner: Owner { uid: 0, gid: 0 },
+                    });
+                }
+            }
+            2..=4 => {
+                let fresh = real.symlink_metadata().is_err();
+                let length = LENGTHS[self.random.below(5) as usize];
+                let byte = self.random.next() as u8;
+                if !real.is_symlink() && fs::write(&real, vec![byte; length]).is_ok() {
+                    if fresh {
+                        let mode = 0o600 + self.random.below(64) as u32;
+                        fs::set_permissions(&real, fs::Permissions::from_mode(mode)).unwrap();
+                    }
+                    self.content(path);
+                }
+            }
+            5 => {
+                if fs::remove_file(&real).is_ok() {
+                    self.record(Change::Unlink { path });
+                }
+            }
+            6 => {
+                if fs::remove_dir(&real).is_ok() {
+                    self.record(Change::Rmdir { path });
+                }
+            }
+            7..=9 => {
+                let same = real.metadata().ok().map(|m| m.ino())
+                    == real_other.metadata().ok().map(|m| m.ino());
+                if !same && fs::rename(&real, &real_other).is_ok() {
+                    self.record(Change::Rename {
+                        from: path,
+                        to: other,
+                    });
+                }
+            }
+            10 => {
+                if !real.is_symlink() && fs::hard_link(&real, &real_other).is_ok() {
+                    self.record(Change::Link {
+                        from: path,
+                        path: other,
+                    });
+                }
+            }
+            11 => {
+                if symlink("some/target", &real).is_ok() {
+                    let meta = real.symlink_metadata().unwrap();
+                    let owner = Owner { uid: 0, gid: 0 };
+                    self.record(Change::Symlink {
+                        path,
+                        target: (*b"some/target").into(),
+                        owner,
+                        times: times(&meta),
+                    });
+                }
+            }
+            12 => {
+                if !real.is_symlink() && real.exists() {
+                    let mode = 0o700 + self.random.below(64) as u32;
+                    fs::set_permissions(&real, fs::Permissions::from_mode(mode)).unwrap();
+                    self.record(Change::Attr {
+                        path,
+                        symlink: false,
+                        mode: Some(mode),
+                        owner: None,
+                        times: None,
+                    });
+                }
+            }
+            _ => {
+                let swapped = rustix::fs::renameat_with(
+                    rustix::fs::CWD,
+                    &real,
+                    rustix::fs::CWD,
+                    &real_other,
+                    rustix::fs::RenameFlags::EXCHANGE,
+                );
+                if path != other && swapped.is_ok() {
+                    self.record(Change::Exchange { a: path, b: other });
+                }
+            }
+        }
+    }
+
+    fn content(&mut self, path: RelPath) {
+        let real = self.real(&path);
+        let meta = real.metadata().unwrap();
+        self.record(Change::Content {
+            path,
+            node: node_id(&real),
+            extent: Extent::Whole,
+            size: meta.len(),
+            linked: meta.nlink() > 1,
+        });
+    }
+}
+
+fn times(meta: &fs::Metadata) -> Times {
+    let at = |seconds, nanoseconds: i64| Timestamp {
+        seconds,
+        nanoseconds: nanoseconds as u32,
+    };
+    Times {
+        atime: at(meta.atime(), meta.atime_nsec()),
+        mtime: at(meta.mtime(), meta.mtime_nsec()),
+    }
+}
+
+/// name_to_handle_at(2), laid out as [`NodeId`] says.
+fn node_id(path: &Path) -> NodeId {
+    #[repr(C)]
+    struct Raw {
+        bytes: u32,
+        kind: i32,
+        handle: [u8; 128],
+    }
+    let mut raw = Raw {
+        bytes: 128,
+        kind: 0,
+        handle: [0; 128],
+    };
+    let mut mount = 0;
+    let name = std::ffi::CString::new(path.as_os_str().as_bytes()).unwrap();
+    // SAFETY: `raw` has the layout of `struct file_handle` with room for the 128 bytes that it says, and
+    // all three pointers are valid for the call.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_name_to_handle_at,
+            libc::AT_FDCWD,
+            name.as_ptr(),
+            &raw mut raw,
+            &raw mut mount,
+            0,
+        )
+    };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    let mut id = raw.kind.to_le_bytes().to_vec();
+    id.extend_from_slice(&raw.handle[..raw.bytes as usize]);
+    NodeId(id.into())
+}
+
+/// Replays what is in the journal, on a connection that may be cut. Says what ended it.
+fn session(
+    history: &History,
+    source: &Source,
+    base: &Path,
+    cut: Option<Cut>,
+    batch: usize,
+) -> (Option<MirrorError>, Vec<String>) {
+    let (notifier, inbox) = inbox().unwrap();
+    let reader: Reader = history.journal.reader().unwrap();
+    let check = history.journal.reader().unwrap();
+    let (journal, done) = (&history.journal, RefCell::new(false));
+    let idle = || {
+        let position = check.mirror("m").unwrap();
+        if position.cursor == journal.head()
+            && check.touched("m").unwrap().is_empty()
+            && !done.replace(true)
+        {
+            notifier.tell(Notice::Stop);
+        }
+    };
+    let watch = |request: &Request| {
+        let Request::PosixRename { from, .. } = request else {
+            return;
+        };
+        let from = PathBuf::from(std::ffi::OsStr::from_bytes(from));
+        let stage = base.join(".proxyfs/stage");
+        let Ok(seq) = from.strip_prefix(stage) else {
+            return;
+        };
+        // J3: what becomes visible has been announced, and the announcement covers its row.
+        let seq: u64 = seq.to_str().unwrap().parse().unwrap();
+        assert!(
+            check.mirror("m").unwrap().sent_upto >= seq,
+            "{seq} was not announced"
+        );
+        // P4: what becomes visible is whole. (Every version of a file is one byte repeated.)
+        let bytes = if from.is_symlink() {
+            Vec::new()
+        } else {
+            fs::read(&from).unwrap()
+        };
+        assert!(
+            LENGTHS.contains(&bytes.len()) && bytes.iter().all(|b| *b == bytes[0]),
+            "{seq} is torn"
+        );
+    };
+    let mut server = FakeServer::new(cut, batch, idle, watch);
+    let place = Place::new(base.as_os_str().as_bytes());
+    let position = reader.mirror("m").unwrap();
+    let rules = match prepare(&mut server, &place, &position, false) {
+        Ok(rules) => rules,
+        Err(why) => return (Some(why), std::mem::take(&mut server.trace)),
+    };
+    let setup = Setup {
+        name: "m",
+        place,
+        rules,
+        source,
+        journal,
+        reader: &reader,
+        inbox: &inbox,
+        live: &Live::new(0, None),
+    };
+    let ended = Pipeline::new(setup, &mut server).unwrap().run();
+    (ended.err(), std::mem::take(&mut server.trace))
+}
+
+/// One history.
+fn play(seed: u64) {
+    // In memory where that can be: thousands of histories, and each makes the log durable many times.
+    let memory = Path::new("/dev/shm");
+    let dir = if memory.is_dir() {
+        tempfile::tempdir_in(memory)
+    } else {
+        tempfile::tempdir()
+    };
+    let dir = dir.unwrap();
+    let (root, base, state) = (
+        dir.path().join("source"),
+        dir.path().join("mirror"),
+        dir.path().join("state"),
+    );
+    for d in [
+        &root,
+        &base,
+        &state,
+        &base.join(".proxyfs"),
+        &base.join(".proxyfs/stage"),
+    ] {
+        fs::create_dir(d).unwrap();
+    }
+    let journal = Journal::open(&state).unwrap();
+    journal.add_mirror("m", true).unwrap();
+    let source = Source::open_root(&root).unwrap();
+    let mut history = History {
+        root: root.clone(),
+        journal,
+        random: Random(seed),
+        told: Vec::new(),
+    };
+    let mut traces = Vec::new();
+    for _ in 0..history.random.below(12) {
+        for _ in 0..history.random.below(40) {
+            history.step();
+        }
+        let cut = Cut {
+            after: history.random.below(60),
+            effect: history.random.one_in(2),
+        };
+        let batch = [1, 3, 1000][history.random.below(3) as usize];
+        let (error, trace) = session(&history, &source, &base, Some(cut), batch);
+        traces.push(trace.join("\n"));
+        match error {
+            None | Some(MirrorError::Session(_)) => {}
+            Some(why) => panic!(
+                "seed {seed}: {why}\n{}\n{}",
+                history.told.join("\n"),
+                traces.join("\n---- cut\n")
+            ),
+        }
+    }
+    let (error, trace) = session(&history, &source, &base, None, 7);
+    traces.push(trace.join("\n"));
+    let story = || {
+        format!(
+            "{}\n{}",
+            history.told.join("\n"),
+            traces.join("\n---- cut\n")
+        )
+    };
+    assert!(
+        error.is_none(),
+        "seed {seed}: {}\n{}",
+        error.unwrap(),
+        story()
+    );
+    let lines = tree::differences(&root, &base, false);
+    assert!(
+        lines.is_empty(),
+        "seed {seed}: {}\n{}",
+        lines.join("\n"),
+        story()
+    );
+}
+
+#[test]
+fn a_connection_cut_anywhere_leaves_the_mirror_like_the_source() {
+    seeds(160, &KEPT).into_iter().for_each(play);
+}

@@ -1,0 +1,333 @@
+//! A server that breaks where it is told to: the mirror side's [`Remote`] on a local directory, in OpenSSH's
+//! manner (one request after another, its status codes), which cuts the connection before a request,
+//! or after its effect and before its reply. Real servers do not break at a chosen request.
+#![allow(clippy::unwrap_used)]
+
+use proxyfs::sftp::{
+    Attrs, Features, Handle, Name, OpenMode, Remote, Reply, Request, SessionError, Status, Ticket,
+    code,
+};
+use std::collections::{HashMap, VecDeque};
+use std::ffi::{CString, OsStr};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where the connection breaks.
+#[derive(Clone, Copy, Debug)]
+pub struct Cut {
+    /// After so many requests.
+    pub after: u64,
+    /// Whether the next request still has its effect.
+    pub effect: bool,
+}
+
+pub struct FakeServer<'a> {
+    features: Features,
+    queued: VecDeque<(Ticket, Request)>,
+    replies: VecDeque<(Ticket, Reply)>,
+    next: u32,
+    handles: HashMap<Vec<u8>, File>,
+    listings: HashMap<Vec<u8>, Vec<Vec<u8>>>,
+    executed: u64,
+    cut: Option<Cut>,
+    /// How many requests it works on before it lets the client look at the replies.
+    batch: usize,
+    /// Called when it has nothing to do.
+    idle: Box<dyn FnMut() + 'a>,
+    /// Called before each request is carried out.
+    watch: Box<dyn FnMut(&Request) + 'a>,
+    /// Every request that changed something, in order, for a failing test's message.
+    pub trace: Vec<String>,
+}
+
+impl<'a> FakeServer<'a> {
+    pub fn new(
+        cut: Option<Cut>,
+        batch: usize,
+        idle: impl FnMut() + 'a,
+        watch: impl FnMut(&Request) + 'a,
+    ) -> FakeServer<'a> {
+        FakeServer {
+            features: Features {
+                posix_rename: true,
+                hardlink: true,
+                fsync: true,
+                lsetstat: true,
+                copy_data: false,
+                statvfs: false,
+                openssh: true,
+                max_write: 32768,
+                max_read: 32768,
+                max_handles: Some(1000),
+            },
+            queued: VecDeque::new(),
+            replies: VecDeque::new(),
+            next: 0,
+            handles: HashMap::new(),
+            listings: HashMap::new(),
+            executed: 0,
+            cut,
+            batch: batch.max(1),
+            idle: Box::new(idle),
+            watch: Box::new(watch),
+            trace: Vec::new(),
+        }
+    }
+
+    fn execute(&mut self, request: Request) -> Reply {
+        (self.watch)(&request);
+        let told = show(&request);
+        let reply = self
+            .carry_out(request)
+            .unwrap_or_else(|why| Reply::Status(status_of(&why)));
+        self.trace.push(format!(
+            "{} => {reply:?}",
+            told.chars().take(200).collect::<String>()
+        ));
+        reply
+    }
+
+    fn carry_out(&mut self, request: Request) -> io::Result<Reply> {
+        match request {
+            Request::Open { path, mode, attrs } => {
+                let mut options = OpenOptions::new();
+                match mode {
+                    OpenMode::Read => options.read(true),
+                    OpenMode::Update => options.write(true),
+                    OpenMode::Create => options.write(true).create(true).truncate(true),
+                    OpenMode::CreateNew => options.write(true).create_new(true),
+                };
+                let file = options.open(local(&path))?;
+                if let Some(mode) = attrs.mode.filter(|_| !matches!(mode, OpenMode::Update)) {
+                    file.set_permissions(fs::Permissions::from_mode(mode))?;
+                }
+                let handle = self.new_handle();
+                self.handles.insert(handle.clone(), file);
+                return Ok(Reply::Handle(Handle(handle.into())));
+            }
+            Request::Close { handle } => {
+                self.handles.remove(&handle.0[..]);
+                self.listings.remove(&handle.0[..]);
+            }
+            Request::Write {
+                handle,
+                offset,
+                data,
+            } => self.file(&handle)?.write_all_at(&data, offset)?,
+            Request::Fsetstat { handle, attrs } => {
+                let path = PathBuf::from(format!(
+                    "/proc/self/fd/{}",
+                    std::os::fd::AsRawFd::as_raw_fd(self.file(&handle)?)
+                ));
+                set(&path, &attrs, true)?;
+            }
+            Request::Setstat { path, attrs } => set(&local(&path), &attrs, true)?,
+            Request::Lsetstat { path, attrs } => set(&local(&path), &attrs, false)?,
+            Request::Lstat { path } => {
+                return Ok(Reply::Attrs(attrs_of(&fs::symlink_metadata(local(&path))?)));
+            }
+            Request::Stat { path } => {
+                return Ok(Reply::Attrs(attrs_of(&fs::metadata(local(&path))?)));
+            }
+            Request::Fstat { handle } => {
+                return Ok(Reply::Attrs(attrs_of(&self.file(&handle)?.metadata()?)));
+            }
+            Request::Remove { path } => fs::remove_file(local(&path))?,
+            Request::Mkdir { path, attrs } => {
+                fs::create_dir(local(&path))?;
+                set(
+                    &local(&path),
+                    &Attrs {
+                        mode: attrs.mode,
+                        ..Attrs::default()
+                    },
+                    true,
+                )?;
+            }
+            Request::Rmdir { path } => fs::remove_dir(local(&path))?,
+            Request::PosixRename { from, to } => fs::rename(local(&from), local(&to))?,
+            Request::Hardlink { from, to } => fs::hard_link(local(&from), local(&to))?,
+            Request::Symlink { target, link } => {
+                std::os::unix::fs::symlink(local(&target), local(&link))?
+            }
+            Request::Opendir { path } => {
+                let names = fs::read_dir(local(&path))?
+                    .map(|e| e.map(|e| e.file_name().into_vec()))
+                    .collect::<io::Result<_>>()?;
+                let handle = self.new_handle();
+                self.listings.insert(handle.clone(), names);
+                return Ok(Reply::Handle(Handle(handle.into())));
+            }
+            Request::Readdir { handle } => {
+                let names = self
+                    .listings
+                    .get_mut(&handle.0[..])
+                    .map(std::mem::take)
+                    .unwrap_or_default();
+                if names.is_empty() {
+                    return Ok(Reply::Status(Status {
+                        code: code::EOF,
+                        message: String::new(),
+                    }));
+                }
+                let names = names.into_iter().map(|name| Name {
+                    name,
+                    attrs: Attrs::default(),
+                });
+                return Ok(Reply::Names(names.collect()));
+            }
+            other => panic!("the mirror side does not send {other:?}"),
+        }
+        Ok(Reply::Ok)
+    }
+
+    fn new_handle(&mut self) -> Vec<u8> {
+        self.next += 1;
+        self.next.to_be_bytes().to_vec()
+    }
+
+    fn file(&self, handle: &Handle) -> io::Result<&File> {
+        self.handles
+            .get(&handle.0[..])
+            .ok_or(io::ErrorKind::InvalidInput.into())
+    }
+}
+
+impl Remote for FakeServer<'_> {
+    fn send(&mut self, request: Request) -> Ticket {
+        self.next += 1;
+        let ticket = Ticket(self.next);
+        self.queued.push_back((ticket, request));
+        ticket
+    }
+
+    fn pump(&mut self, timeout: Duration, _: Option<BorrowedFd<'_>>) -> Result<(), SessionError> {
+        if self.queued.is_empty() && self.replies.is_empty() && !timeout.is_zero() {
+            (self.idle)();
+            std::thread::sleep(timeout.min(Duration::from_millis(1)));
+            return Ok(());
+        }
+        for _ in 0..self.batch {
+            let Some((ticket, request)) = self.queued.pop_front() else {
+                break;
+            };
+            if let Some(cut) = self.cut.filter(|cut| self.executed >= cut.after) {
+                if cut.effect {
+                    self.execute(request);
+                }
+                return Err(SessionError::Lost("cut by the test".to_string()));
+            }
+            self.executed += 1;
+            let reply = self.execute(request);
+            self.replies.push_back((ticket, reply));
+        }
+        Ok(())
+    }
+
+    fn reply(&mut self) -> Option<(Ticket, Reply)> {
+        self.replies.pop_front()
+    }
+
+    fn outstanding(&self) -> usize {
+        self.queued.len() + self.replies.len()
+    }
+
+    fn unacknowledged_bytes(&self) -> usize {
+        0
+    }
+
+    fn features(&self) -> &Features {
+        &self.features
+    }
+
+    fn traffic(&self) -> (u64, u64) {
+        (0, 0)
+    }
+}
+
+/// A request in one line, without the base of its paths.
+fn show(request: &Request) -> String {
+    let short = |path: &[u8]| {
+        let path = String::from_utf8_lossy(path).into_owned();
+        path.split_once("/mirror")
+            .map_or(path.clone(), |(_, rest)| rest.to_string())
+    };
+    match request {
+        Request::PosixRename { from, to } => format!("rename {} -> {}", short(from), short(to)),
+        Request::Hardlink { from, to } => format!("link {} -> {}", short(from), short(to)),
+        Request::Open { path, mode, .. } => format!("open {mode:?} {}", short(path)),
+        Request::Mkdir { path, .. } => format!("mkdir {}", short(path)),
+        Request::Rmdir { path } => format!("rmdir {}", short(path)),
+        Request::Remove { path } => format!("remove {}", short(path)),
+        Request::Symlink { link, .. } => format!("symlink {}", short(link)),
+        Request::Setstat { path, attrs } | Request::Lsetstat { path, attrs } => {
+            format!("setstat {} {:o}", short(path), attrs.mode.unwrap_or(0))
+        }
+        Request::Lstat { path } | Request::Stat { path } => format!("look {}", short(path)),
+        Request::Write { offset, data, .. } => format!("write {} at {offset}", data.len()),
+        other => format!("{other:?}"),
+    }
+}
+
+fn local(path: &[u8]) -> PathBuf {
+    PathBuf::from(OsStr::from_bytes(path))
+}
+
+fn attrs_of(meta: &fs::Metadata) -> Attrs {
+    Attrs {
+        size: Some(meta.len()),
+        owner: Some((meta.uid(), meta.gid())),
+        mode: Some(meta.mode()),
+        times: Some((meta.atime() as u32, meta.mtime() as u32)),
+    }
+}
+
+/// In the order in which OpenSSH sets them.
+fn set(path: &Path, attrs: &Attrs, follow: bool) -> io::Result<()> {
+    if let Some(size) = attrs.size {
+        OpenOptions::new().write(true).open(path)?.set_len(size)?;
+    }
+    if let Some(mode) = attrs.mode {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode & 0o7777))?;
+    }
+    if let Some((atime, mtime)) = attrs.times {
+        let name = CString::new(path.as_os_str().as_bytes())?;
+        let time = |s: u32| rustix::fs::Timespec {
+            tv_sec: i64::from(s),
+            tv_nsec: 0,
+        };
+        let times = rustix::fs::Timestamps {
+            last_access: time(atime),
+            last_modification: time(mtime),
+        };
+        let flags = if follow {
+            rustix::fs::AtFlags::empty()
+        } else {
+            rustix::fs::AtFlags::SYMLINK_NOFOLLOW
+        };
+        rustix::fs::utimensat(rustix::fs::CWD, &name, &times, flags)?;
+    }
+    if let Some((uid, gid)) = attrs.owner {
+        std::os::unix::fs::lchown(path, Some(uid), Some(gid))?;
+    }
+    Ok(())
+}
+
+/// sftp-server.c, errno_to_portable().
+fn status_of(why: &io::Error) -> Status {
+    let code = match why.raw_os_error() {
+        Some(libc::ENOENT | libc::ENOTDIR | libc::EBADF | libc::ELOOP) => code::NO_SUCH_FILE,
+        Some(libc::EPERM | libc::EACCES | libc::EFAULT) => code::PERMISSION_DENIED,
+        Some(libc::ENAMETOOLONG | libc::EINVAL) => code::BAD_MESSAGE,
+        _ => code::FAILURE,
+    };
+    Status {
+        code,
+        message: why.to_string(),
+    }
+}
