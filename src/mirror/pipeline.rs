@@ -380,9 +380,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
                     );
                 }
                 let denied = status.is_some_and(|s| s.code == code::PERMISSION_DENIED);
-                let head = self.setup.journal.head();
-                if let Some(denied) = self.settle.take(index, denied, head) {
-                    self.settle.reached(self.cursor);
+                if let Some(denied) = self.settle.take(index, denied) {
                     if denied.is_empty() {
                         self.settled = self.settling.unwrap_or(self.settled);
                     }
@@ -436,7 +434,6 @@ impl<'a, R: Remote> Pipeline<'a, R> {
                 self.settle.touch_for(&job.row.change);
             }
         }
-        self.settle.reached(self.cursor);
         let (touched, settled) = self.settle.news();
         let (ghosts, laid) = self.ghosts.news();
         if done.is_none() && touched.is_empty() && settled.is_empty() {
@@ -460,28 +457,29 @@ impl<'a, R: Remote> Pipeline<'a, R> {
 
     fn start_settling(&mut self) -> Result<(), MirrorError> {
         let (now, drained) = (Instant::now(), self.is_drained());
-        if self.is_halted() || self.settle.due_in(drained, now) != Some(Duration::ZERO) {
+        if self.is_halted() {
             return Ok(());
         }
+        let unseen = |why| MirrorError::Source {
+            change: "the time of a directory".to_string(),
+            why,
+        };
         let fits = self.settle.fits_a_pass();
-        let Setup {
-            source,
-            place,
-            rules,
-            ..
-        } = &self.setup;
-        let requests = self
+        if self.settle.due_in(drained, now) == Some(Duration::ZERO)
+            && self.settle.look(self.setup.source, now).map_err(unseen)?
+        {
+            self.settling = fits.then_some(self.cursor);
+        }
+        let head = self.setup.journal.head();
+        let (place, in_flight) = (&self.setup.place, &self.in_flight);
+        let Some(requests) = self
             .settle
-            .start(source, place, *rules, drained, now)
-            .map_err(|why| MirrorError::Source {
-                change: "the time of a directory".to_string(),
-                why,
-            })?;
-        let all = fits.then_some(self.cursor);
+            .requests(place, in_flight, self.cursor, head, now)
+        else {
+            return Ok(());
+        };
         if requests.is_empty() {
-            self.settled = all.unwrap_or(self.settled);
-        } else {
-            self.settling = all;
+            self.settled = self.settling.take().unwrap_or(self.settled);
         }
         for (index, request) in requests.into_iter().enumerate() {
             let ticket = self.remote.send(request);

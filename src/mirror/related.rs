@@ -55,6 +55,12 @@ impl PathIndex {
         self.here.contains_key(path.as_bytes()) || self.below.contains_key(path.as_bytes())
     }
 
+    /// Whether a path in the bag is `path` or lies above it.
+    pub fn reaches_over(&self, path: &RelPath) -> bool {
+        self.here.contains_key(path.as_bytes())
+            || path.ancestors().any(|above| self.here.contains_key(above))
+    }
+
     /// Whether nothing is in the bag.
     pub fn is_empty(&self) -> bool {
         self.here.is_empty()
@@ -88,6 +94,8 @@ mod tests {
             prop_assert_eq!(index.is_empty(), left.is_empty());
             let into = left.iter().any(|p| p.is_at_or_below(&asked));
             prop_assert_eq!(index.reaches_into(&asked), into);
+            let over = left.iter().any(|p| asked.is_at_or_below(p));
+            prop_assert_eq!(index.reaches_over(&asked), over);
             let own = left.iter().filter(|p| **p == &asked).count() as u32;
             let others = left.iter().any(|p| p.is_related(&asked) && **p != asked);
             prop_assert_eq!(index.touches_but(&asked, own), others);

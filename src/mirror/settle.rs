@@ -5,26 +5,29 @@
 //! same transaction as the change's completion (a crash forgets none), and get the source's present
 //! time once their changes are through: when the queue has drained, and every second while it has not.
 //!
-//! The danger is a directory that has moved on: the source is ahead of the log, and what it has at that
-//! path may be another directory, or nothing. So a note is kept until the mirror has got as far as the log
-//! was when the source was looked at: whatever moves the directory until then moves its note along, and it
-//! is set again. (How far the log is, is asked a round trip after the look: a change that the look saw
-//! before it was recorded is recorded by then.)
+//! The danger is that the source is ahead of the log: what it has at a path now may be another directory than
+//! the mirror has there, or one where the mirror has a file. So a directory is looked at first, and what
+//! was seen is sent only when the mirror has got exactly as far as the log was at the look, and nothing
+//! has touched or moved the directory in between. Else it is looked at again. (How far the log is, is
+//! asked a moment after the look: what the look saw before it was recorded is recorded by then.)
 //!
-//! A directory whose mode kept the mirror's user from writing into it is opened for that, and gets its
-//! mode back here. It is noted before it is opened. Which of the noted ones were opened is forgotten by
-//! a restart: then all of them get their mode back.
+//! A directory whose mode keeps the mirror's user from working in it is opened for that, and gets its mode
+//! back here with its time. It is noted before it is opened.
 
-use super::plan::{Place, Rules};
+use super::plan::Place;
+use super::related::PathIndex;
 use super::source::{Source, sftp_time};
 use crate::change::{Change, RelPath, Seq};
 use crate::sftp::{Attrs, Request};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::time::{Duration, Instant};
 
 /// How long a touched directory waits while changes keep coming.
 const EVERY: Duration = Duration::from_secs(1);
+
+/// How long after a look the log is asked how far it is. A record takes some ten microseconds.
+const GRACE: Duration = Duration::from_millis(20);
 
 /// How many directories one pass takes: bounds the requests in flight.
 const PASS: usize = 512;
@@ -38,22 +41,28 @@ pub(super) struct Settle {
     fresh: Vec<RelPath>,
     /// Taken out since the journal was told.
     settled: Vec<RelPath>,
-    /// Opened for writing, or maybe so; with the mode to give back where the source does not know better.
-    opened: HashMap<RelPath, Option<u32>>,
-    /// Set right, if nothing touches them up to this place in the log; with the number that they had.
-    set: BTreeMap<RelPath, (u64, Seq)>,
+    look: Option<Look>,
     /// The pass under way: what each of its requests is for, and how many replies are missing.
     pass: Option<(Vec<Asked>, usize)>,
     /// Directories that could not be reached in the last pass.
     denied_before: BTreeSet<RelPath>,
-    last: Instant,
+    looked_at: Instant,
+}
+
+/// What was seen in the source.
+struct Look {
+    at: Instant,
+    /// Directories with their numbers, and what they have to get; none: there is no directory.
+    seen: Vec<(RelPath, u64, Option<Attrs>)>,
+    /// How far the log was.
+    head: Option<Seq>,
 }
 
 /// What a request of a pass is for.
 struct Asked {
     dir: RelPath,
-    /// Its number when it was asked; none: only its mode was given back.
-    number: Option<u64>,
+    /// Its number when it was asked.
+    number: u64,
     denied: bool,
 }
 
@@ -61,15 +70,14 @@ impl Settle {
     /// Starts with what the journal has noted.
     pub fn new(noted: Vec<RelPath>, now: Instant) -> Settle {
         Settle {
-            opened: noted.iter().map(|p| (p.clone(), None)).collect(),
             touched: noted.into_iter().map(|p| (p, 0)).collect(),
             counter: 0,
             fresh: Vec::new(),
             settled: Vec::new(),
-            set: BTreeMap::new(),
+            look: None,
             pass: None,
             denied_before: BTreeSet::new(),
-            last: now,
+            looked_at: now,
         }
     }
 
@@ -108,13 +116,6 @@ impl Settle {
         }
     }
 
-    fn touch(&mut self, dir: RelPath) {
-        self.counter += 1;
-        if self.touched.insert(dir.clone(), self.counter).is_none() {
-            self.fresh.push(dir);
-        }
-    }
-
     /// Notes of a moved directory and of what lies below it move along.
     fn moved(&mut self, moves: &[(&RelPath, &RelPath)]) {
         let mut new_places = Vec::new();
@@ -127,23 +128,22 @@ impl Settle {
             for old in below.collect::<Vec<_>>() {
                 let rest = &old.as_bytes()[from.as_bytes().len()..];
                 let new = RelPath::new(&[to.as_bytes(), rest].concat());
-                new_places.extend(new.map(|new| (new, self.opened.remove(&old))));
+                new_places.extend(new);
                 self.touched.remove(&old);
                 self.settled.push(old);
             }
         }
-        for (new, opened) in new_places {
-            if let Some(mode) = opened {
-                self.opened.insert(new.clone(), mode);
-            }
+        for new in new_places {
             self.touch(new);
         }
     }
 
-    /// Notes that a directory is opened; its mode there was `mode`.
-    pub fn open(&mut self, dir: &RelPath, mode: u32) {
-        self.opened.entry(dir.clone()).or_insert(Some(mode));
-        self.touch(dir.clone());
+    /// Notes that a directory has to be set right.
+    pub fn touch(&mut self, dir: RelPath) {
+        self.counter += 1;
+        if self.touched.insert(dir.clone(), self.counter).is_none() {
+            self.fresh.push(dir);
+        }
     }
 
     /// Whether nothing is left to be done.
@@ -167,113 +167,98 @@ impl Settle {
 
     /// Whether one pass reaches all that is to be set.
     pub fn fits_a_pass(&self) -> bool {
-        self.waiting().nth(PASS).is_none()
+        self.touched.len() <= PASS
     }
 
-    /// The directories that are to be set, what lies deeper first: one that is shut again hides what is
-    /// in it.
-    fn waiting(&self) -> impl Iterator<Item = (&RelPath, u64)> {
-        let is_set = |dir, number| self.set.get(dir).is_some_and(|s| s.0 == number);
-        let all = self
-            .touched
-            .iter()
-            .rev()
-            .map(|(dir, number)| (dir, *number));
-        all.filter(move |(dir, number)| !is_set(*dir, *number))
-    }
-
-    /// When the next pass is due; none while one is under way, or nothing is touched.
+    /// When there is something to be done next; none while replies are awaited, or the mirror has to get on
+    /// first, or nothing is touched. `drained` says that the mirror has every change in the log.
     pub fn due_in(&self, drained: bool, now: Instant) -> Option<Duration> {
-        if self.pass.is_some() || self.waiting().next().is_none() {
+        if self.pass.is_some() || self.touched.is_empty() {
             return None;
         }
-        if drained {
-            return Some(Duration::ZERO);
+        match &self.look {
+            None if drained => Some(Duration::ZERO),
+            None => Some(EVERY.saturating_sub(now.duration_since(self.looked_at))),
+            Some(look) if look.head.is_none() => {
+                Some(GRACE.saturating_sub(now.duration_since(look.at)))
+            }
+            Some(_) => None,
         }
-        Some(EVERY.saturating_sub(now.duration_since(self.last)))
     }
 
-    /// Starts a pass and gives its requests. `drained` says that the mirror has every change in the log.
+    /// Looks at the source. What lies deeper comes first: a directory that is shut again hides what is
+    /// in it. Says whether it did: not while an earlier look is in use.
     ///
     /// # Errors
     /// The source can't be looked at.
-    pub fn start(
+    pub fn look(&mut self, source: &Source, now: Instant) -> io::Result<bool> {
+        if self.look.is_some() || self.pass.is_some() {
+            return Ok(false);
+        }
+        let mut seen = Vec::new();
+        for (dir, number) in self.touched.iter().rev().take(PASS) {
+            let attrs = source.directory(dir)?.map(|stat| Attrs {
+                // The mirror's own root has the mode that its admin gave it.
+                mode: Some(stat.st_mode & 0o7777).filter(|_| !dir.is_root()),
+                times: Some((sftp_time(stat.st_atime), sftp_time(stat.st_mtime))),
+                ..Attrs::default()
+            });
+            seen.push((dir.clone(), *number, attrs));
+        }
+        self.looked_at = now;
+        self.look = Some(Look {
+            at: now,
+            seen,
+            head: None,
+        });
+        Ok(true)
+    }
+
+    /// The requests of a look, once the mirror is as far as the log was then. `in_flight` are the paths of
+    /// changes that were sent and are not behind `cursor`. None: not yet.
+    pub fn requests(
         &mut self,
-        source: &Source,
         place: &Place,
-        rules: Rules,
-        drained: bool,
+        in_flight: &PathIndex,
+        cursor: Seq,
+        head: Seq,
         now: Instant,
-    ) -> io::Result<Vec<Request>> {
-        self.last = now;
-        let mut requests = Vec::new();
-        let mut asked = Vec::new();
-        let waiting = self.waiting().take(PASS);
-        let touched: Vec<(RelPath, u64)> = waiting.map(|(p, n)| (p.clone(), n)).collect();
-        for (dir, number) in touched {
-            let opened = self.opened.get(&dir).copied();
-            match source.directory(&dir)? {
-                Some(stat) => {
-                    let times = Some((sftp_time(stat.st_atime), sftp_time(stat.st_mtime)));
-                    // The mode only where it may be wrong: while changes are still to come, the
-                    // present one may not be this one's turn yet.
-                    let mode = (opened.is_some() || drained) && !dir.is_root();
-                    let mode = mode.then_some(stat.st_mode & 0o7777);
-                    let attrs = Attrs {
-                        mode,
-                        times,
-                        ..Attrs::default()
-                    };
-                    let path = place.path(&dir);
-                    // Where the log is not through, a symlink may stand there for the moment.
-                    requests.push(match mode {
-                        Some(_) => Request::Setstat { path, attrs },
-                        None if rules.lsetstat => Request::Lsetstat { path, attrs },
-                        None if drained => Request::Setstat { path, attrs },
-                        None => continue,
+    ) -> Option<Vec<Request>> {
+        let look = self.look.as_mut()?;
+        if look.head.is_none() && now.duration_since(look.at) >= GRACE {
+            look.head = Some(head);
+        }
+        if look.head.is_none_or(|head| cursor < head) {
+            return None;
+        }
+        let (mut asked, mut requests) = (Vec::new(), Vec::new());
+        for (dir, number, attrs) in self.look.take()?.seen {
+            if self.touched.get(&dir) != Some(&number) || in_flight.reaches_over(&dir) {
+                continue; // it has changed since
+            }
+            match attrs {
+                Some(attrs) => {
+                    requests.push(Request::Setstat {
+                        path: place.path(&dir),
+                        attrs,
                     });
-                    let number = Some(number);
                     asked.push(Asked {
                         dir,
                         number,
                         denied: false,
                     });
                 }
-                None => {
-                    if let Some(mode) = opened.flatten() {
-                        let attrs = Attrs {
-                            mode: Some(mode),
-                            ..Attrs::default()
-                        };
-                        requests.push(Request::Setstat {
-                            path: place.path(&dir),
-                            attrs,
-                        });
-                        self.opened.remove(&dir);
-                        let dir = dir.clone();
-                        asked.push(Asked {
-                            dir,
-                            number: None,
-                            denied: false,
-                        });
-                    }
-                    if drained {
-                        self.touched.remove(&dir);
-                        self.settled.push(dir);
-                    }
-                }
+                None => self.give_up(&dir),
             }
         }
         self.pass = Some((asked, requests.len())).filter(|_| !requests.is_empty());
-        Ok(requests)
+        Some(requests)
     }
 
     /// Takes the reply to request number `index` of the pass. When the pass is over, gives the directories
     /// that could not be reached; they stay touched. (What failed otherwise, or is denied a second time,
     /// is not tried again: a time is not worth a stopped mirror, and the next change sets it.)
-    ///
-    /// `head` is how far the log is.
-    pub fn take(&mut self, index: usize, denied: bool, head: Seq) -> Option<Vec<RelPath>> {
+    pub fn take(&mut self, index: usize, denied: bool) -> Option<Vec<RelPath>> {
         let (asked, missing) = self.pass.as_mut()?;
         asked[index].denied = denied;
         *missing -= 1;
@@ -282,36 +267,21 @@ impl Settle {
         }
         let asked = self.pass.take().map(|p| p.0).unwrap_or_default();
         let before = std::mem::take(&mut self.denied_before);
-        let mut denied = Vec::new();
+        let mut shut_out = Vec::new();
         for Asked {
             dir,
             number,
-            denied: is_denied,
+            denied,
         } in asked
         {
-            if is_denied && number.is_some() && !before.contains(&dir) {
-                denied.push(dir);
-                continue;
-            }
-            if let Some(number) = number {
-                self.set.insert(dir, (number, head));
-            }
-        }
-        self.denied_before = denied.iter().cloned().collect();
-        Some(denied)
-    }
-
-    /// The mirror has every change up to `cursor`, and what they touch is noted: directories that were
-    /// set right for that are done.
-    pub fn reached(&mut self, cursor: Seq) {
-        for (dir, (number, head)) in std::mem::take(&mut self.set) {
-            if head > cursor {
-                self.set.insert(dir, (number, head));
+            if denied && !before.contains(&dir) {
+                shut_out.push(dir);
             } else if self.touched.get(&dir) == Some(&number) {
-                self.opened.remove(&dir);
                 self.give_up(&dir);
             }
         }
+        self.denied_before = shut_out.iter().cloned().collect();
+        Some(shut_out)
     }
 
     /// A directory need not be set any more.
@@ -326,17 +296,12 @@ impl Settle {
 mod tests {
     use super::*;
 
-    fn path(s: &str) -> RelPath {
-        RelPath::new(s.as_bytes()).unwrap()
-    }
-
     /// How far the log is.
     const HEAD: Seq = 9;
 
-    const RULES: Rules = Rules {
-        owner: false,
-        lsetstat: true,
-    };
+    fn path(s: &str) -> RelPath {
+        RelPath::new(s.as_bytes()).unwrap()
+    }
 
     fn at_work() -> (tempfile::TempDir, Source, Settle) {
         let dir = tempfile::tempdir().unwrap();
@@ -344,25 +309,25 @@ mod tests {
         (dir, source, Settle::new(Vec::new(), Instant::now()))
     }
 
-    fn pass(settle: &mut Settle, source: &Source, drained: bool) -> Vec<String> {
-        let requests = settle
-            .start(source, &Place::new(b"/m"), RULES, drained, Instant::now())
-            .unwrap();
-        for i in 0..requests.len() {
-            settle.take(i, false, HEAD);
+    fn send(settle: &mut Settle, cursor: Seq) -> Option<Vec<String>> {
+        let later = Instant::now() + GRACE;
+        let nothing = PathIndex::default();
+        let requests = settle.requests(&Place::new(b"/m"), &nothing, cursor, HEAD, later)?;
+        let paths = requests.iter().map(|r| match r {
+            Request::Setstat { path, .. } => String::from_utf8_lossy(path).into_owned(),
+            other => panic!("{other:?}"),
+        });
+        Some(paths.collect())
+    }
+
+    /// A look and what comes of it.
+    fn pass(settle: &mut Settle, source: &Source) -> Vec<String> {
+        assert!(settle.look(source, Instant::now()).unwrap());
+        let paths = send(settle, HEAD).unwrap();
+        for i in 0..paths.len() {
+            settle.take(i, false);
         }
-        if drained {
-            settle.reached(HEAD);
-        }
-        requests
-            .iter()
-            .map(|r| match r {
-                Request::Setstat { path, .. } | Request::Lsetstat { path, .. } => {
-                    String::from_utf8_lossy(path).into_owned()
-                }
-                other => panic!("{other:?}"),
-            })
-            .collect()
+        paths
     }
 
     #[test]
@@ -372,59 +337,61 @@ mod tests {
         settle.touch_for(&Change::Unlink { path: path("d/a") });
         settle.touch_for(&Change::Unlink { path: path("b") });
         assert_eq!(settle.news(), (vec![path("d"), RelPath::root()], vec![]));
-        assert_eq!(pass(&mut settle, &source, true), ["/m/d", "/m"]);
+        assert_eq!(pass(&mut settle, &source), ["/m/d", "/m"]);
         assert!(settle.is_clear());
-        assert_eq!(settle.news(), (vec![], vec![RelPath::root(), path("d")]));
+        assert_eq!(settle.news(), (vec![], vec![path("d"), RelPath::root()]));
     }
 
     #[test]
-    fn a_directory_that_was_moved_meanwhile_waits_for_its_rename() {
+    fn what_was_seen_is_sent_when_the_mirror_is_as_far_as_the_log_was_then() {
+        let (_dir, source, mut settle) = at_work();
+        settle.touch_for(&Change::Unlink { path: path("a") });
+        settle.look(&source, Instant::now()).unwrap();
+        assert_eq!(send(&mut settle, HEAD - 1), None);
+        assert_eq!(send(&mut settle, HEAD), Some(vec!["/m".to_string()]));
+    }
+
+    #[test]
+    fn what_was_touched_or_moved_since_the_look_is_looked_at_again() {
         let (dir, source, mut settle) = at_work();
+        std::fs::create_dir_all(dir.path().join("old/x")).unwrap();
         std::fs::create_dir_all(dir.path().join("new/x")).unwrap();
         settle.touch_for(&Change::Unlink {
             path: path("old/x/f"),
         });
-        assert_eq!(pass(&mut settle, &source, false), [""; 0]);
-        assert!(!settle.is_clear());
+        settle.look(&source, Instant::now()).unwrap();
         settle.touch_for(&Change::Rename {
             from: path("old"),
             to: path("new"),
         });
-        assert_eq!(
-            pass(&mut settle, &source, true),
-            ["/m/new/x", "/m/new", "/m"]
-        );
-    }
-
-    #[test]
-    fn a_directory_that_is_gone_is_given_up_only_at_the_end_of_the_log() {
-        let (_dir, source, mut settle) = at_work();
-        settle.touch_for(&Change::Unlink {
-            path: path("gone/f"),
-        });
-        pass(&mut settle, &source, false);
-        assert!(!settle.is_clear());
-        pass(&mut settle, &source, true);
+        assert_eq!(send(&mut settle, HEAD), Some(vec![]));
+        assert_eq!(pass(&mut settle, &source), ["/m/new/x", "/m/new", "/m"]);
         assert!(settle.is_clear());
     }
 
     #[test]
-    fn one_that_is_touched_during_its_pass_is_set_again() {
-        let (_dir, source, mut settle) = at_work();
-        settle.touch_for(&Change::Unlink { path: path("a") });
-        let place = Place::new(b"/m");
-        assert_eq!(
-            settle
-                .start(&source, &place, RULES, true, Instant::now())
-                .unwrap()
-                .len(),
-            1
-        );
-        settle.touch_for(&Change::Unlink { path: path("b") });
-        assert_eq!(settle.take(0, false, HEAD), Some(vec![]));
-        settle.reached(HEAD);
+    fn what_is_under_way_above_a_directory_may_move_it_so_it_waits() {
+        let (dir, source, mut settle) = at_work();
+        std::fs::create_dir_all(dir.path().join("d/x")).unwrap();
+        settle.touch_for(&Change::Unlink {
+            path: path("d/x/f"),
+        });
+        settle.look(&source, Instant::now()).unwrap();
+        let mut in_flight = PathIndex::default();
+        in_flight.insert(&path("d"));
+        let (place, later) = (Place::new(b"/m"), Instant::now() + GRACE);
+        let requests = settle.requests(&place, &in_flight, HEAD, HEAD, later);
+        assert_eq!(requests, Some(vec![]));
         assert!(!settle.is_clear());
-        assert_eq!(pass(&mut settle, &source, true), ["/m"]);
+    }
+
+    #[test]
+    fn a_directory_that_is_gone_is_given_up() {
+        let (_dir, source, mut settle) = at_work();
+        settle.touch_for(&Change::Unlink {
+            path: path("gone/f"),
+        });
+        assert_eq!(pass(&mut settle, &source), [""; 0]);
         assert!(settle.is_clear());
     }
 
@@ -434,50 +401,10 @@ mod tests {
         settle.touch_for(&Change::Unlink { path: path("a") });
         for denied in [vec![RelPath::root()], vec![]] {
             assert!(!settle.is_clear());
-            let place = Place::new(b"/m");
-            settle
-                .start(&source, &place, RULES, true, Instant::now())
-                .unwrap();
-            assert_eq!(settle.take(0, true, HEAD), Some(denied));
+            settle.look(&source, Instant::now()).unwrap();
+            send(&mut settle, HEAD).unwrap();
+            assert_eq!(settle.take(0, true), Some(denied));
         }
-        settle.reached(HEAD);
         assert!(settle.is_clear());
-    }
-
-    #[test]
-    fn a_directory_that_another_one_has_replaced_meanwhile_waits_for_its_rename() {
-        let (dir, source, mut settle) = at_work();
-        std::fs::create_dir_all(dir.path().join("old/x")).unwrap();
-        std::fs::create_dir_all(dir.path().join("new/x")).unwrap();
-        settle.touch_for(&Change::Unlink {
-            path: path("old/x/f"),
-        });
-        assert_eq!(pass(&mut settle, &source, false), ["/m/old/x"]);
-        settle.reached(HEAD - 1);
-        assert_eq!(pass(&mut settle, &source, false), [""; 0]);
-        settle.touch_for(&Change::Rename {
-            from: path("old"),
-            to: path("new"),
-        });
-        settle.reached(HEAD);
-        assert_eq!(
-            pass(&mut settle, &source, true),
-            ["/m/new/x", "/m/new", "/m"]
-        );
-        assert!(settle.is_clear());
-    }
-
-    #[test]
-    fn after_a_restart_directories_that_may_be_open_get_their_mode_back() {
-        let (dir, source, mut settle) = at_work();
-        settle.open(&path("d"), 0o555);
-        let mut again = Settle::new(settle.news().0, Instant::now());
-        std::fs::create_dir(dir.path().join("d")).unwrap();
-        let (place, now) = (Place::new(b"/m"), Instant::now());
-        let requests = again.start(&source, &place, RULES, false, now).unwrap();
-        let [Request::Setstat { attrs, .. }] = &requests[..] else {
-            panic!("{requests:?}")
-        };
-        assert_eq!(attrs.mode, Some(0o755));
     }
 }

@@ -8,3 +8,4 @@ pub mod random;
 pub mod relay;
 pub mod sshd;
 pub mod tree;
+pub mod user;

@@ -23,6 +23,11 @@ impl Random {
         self.below(n) == 0
     }
 
+    /// True so often of a hundred times.
+    pub fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+
     /// One of them.
     pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len() as u64) as usize]
