@@ -173,6 +173,7 @@ fn connect_any(target: &Target, abort: &Abort) -> Result<SftpSession, ConnectErr
     match &target.login {
         Login::Keys { files, passphrase } => {
             let mut problem = None;
+            let mut broken_off = None;
             for path in files {
                 let outcome = KeyFile::read(path, passphrase.as_ref())
                     .map_err(|problem| key_error(path, problem))
@@ -191,10 +192,12 @@ fn connect_any(target: &Target, abort: &Abort) -> Result<SftpSession, ConnectErr
                     }
                     // One of several keys may be broken as long as another one works.
                     Err(e @ ConnectError::Key { .. }) => problem = problem.or(Some(e)),
+                    // So does a server whose MaxAuthTries is 1 say no: the next key may be the right one.
+                    Err(e @ ConnectError::Lost { step: LOGIN, .. }) => broken_off = Some(e),
                     Err(e) => return Err(e),
                 }
             }
-            if let Some(problem) = problem {
+            if let Some(problem) = broken_off.or(problem) {
                 return Err(problem);
             }
         }
@@ -552,9 +555,12 @@ fn class_of(e: &ssh2::Error) -> Class {
     }
 }
 
+/// The step in which keys are tried.
+const LOGIN: &str = "logging in";
+
 fn login_error(target: &Target, e: &ssh2::Error) -> ConnectError {
     let host = show_host(&target.host, target.port);
-    connection_error(&host, "logging in", target.connect_timeout, e)
+    connection_error(&host, LOGIN, target.connect_timeout, e)
 }
 
 fn connection_error(
