@@ -1260,6 +1260,51 @@ fn a_large_directory_is_listed_while_entries_come_and_go() {
 }
 
 #[test]
+fn a_listing_can_begin_again() {
+    let m = TestMount::with(LocalOptions::default(), |source| {
+        for i in 0..2000 {
+            File::create(source.join(format!("f{i}"))).unwrap();
+        }
+    });
+    let mut dir = rustix::fs::Dir::new(File::open(m.path("")).unwrap()).unwrap();
+    for stop in [700, 1, 1999, 2002] {
+        let names: std::collections::HashSet<_> = dir
+            .by_ref()
+            .take(stop)
+            .map(|entry| entry.unwrap().file_name().to_owned())
+            .collect();
+        assert_eq!(names.len(), stop);
+        dir.rewind();
+    }
+}
+
+#[test]
+fn what_was_replaced_behind_the_mount_is_looked_up_again() {
+    let options = LocalOptions {
+        open_directories: 1,
+        ..LocalOptions::default()
+    };
+    let m = TestMount::with(options, |source| {
+        fs::create_dir(source.join("d")).unwrap();
+        fs::create_dir(source.join("other")).unwrap();
+        fs::write(source.join("d/a"), "old").unwrap();
+    });
+    assert_eq!(fs::read(m.path("d/a")).unwrap(), b"old");
+    fs::rename(m.source("d"), m.source("gone")).unwrap();
+    fs::create_dir(m.source("d")).unwrap();
+    fs::write(m.source("d/a"), "new").unwrap();
+    fs::read_dir(m.path("other")).unwrap().count();
+    assert!(
+        !m.path("other/a").exists(),
+        "the only open directory is another one now"
+    );
+    assert_eq!(fs::read(m.path("d/a")).unwrap(), b"new");
+    fs::write(m.path("d/a"), "newer").unwrap();
+    assert_eq!(fs::read(m.source("gone/a")).unwrap(), b"old");
+    assert_eq!(m.take(), ["content d/a whole of 5"]);
+}
+
+#[test]
 fn an_empty_directory_that_is_removed_while_it_is_open_lists_nothing() {
     let m = TestMount::new();
     fs::create_dir(m.path("d")).unwrap();

@@ -73,7 +73,7 @@ pub fn prepare<R: Remote>(
         ],
     )?;
     let before = match at_base {
-        Reply::Attrs(attrs) if is_dir(&attrs) => attrs.times,
+        Reply::Attrs(attrs) if is_dir(&attrs) => attrs,
         Reply::Status(status) if status.code == code::NO_SUCH_FILE => {
             return Err(base(BaseTrouble::Missing));
         }
@@ -82,24 +82,32 @@ pub fn prepare<R: Remote>(
             return Err(base(BaseTrouble::NotADirectory));
         }
     };
-    let is_new = !matches!(&at_private, Reply::Attrs(attrs) if is_dir(attrs));
-    for (there, dir) in [(at_private, private), (at_stage, stage)] {
-        if !matches!(there, Reply::Attrs(attrs) if is_dir(&attrs)) {
-            make(remote, dir)?.map_err(|refused| base(BaseTrouble::NotWritable(refused)))?;
-        }
-    }
-    if is_new {
-        // A copy that was just made by other means has the right time, and nothing else will set it.
-        // Where the directory is not the user's, it stays as it is.
+    let not_writable = |refused| base(BaseTrouble::NotWritable(refused));
+    if !is_directory(&at_private) {
+        make(remote, private)?.map_err(not_writable)?;
+        // A copy that was just made by other means has the right time, and nothing else will set it. Where
+        // the directory is not the user's it stays as it is.
         let attrs = Attrs {
-            times: before,
+            times: before.times,
             ..Attrs::default()
         };
-        let path = place.base();
-        ask(remote, Request::Setstat { path, attrs })?;
+        ask(
+            remote,
+            Request::Setstat {
+                path: place.base(),
+                attrs,
+            },
+        )?;
+    }
+    if !is_directory(&at_stage) {
+        make(remote, stage)?.map_err(not_writable)?;
     }
     clear_stage(remote, place, position, in_private, in_stage)?;
     Ok(rules)
+}
+
+fn is_directory(reply: &Reply) -> bool {
+    matches!(reply, Reply::Attrs(attrs) if is_dir(attrs))
 }
 
 /// Makes one of ProxyFS's own directories, unless somebody was faster.
@@ -114,7 +122,7 @@ fn make<R: Remote>(remote: &mut R, path: Vec<u8>) -> Result<Result<(), Status>, 
     };
     if let Reply::Status(refused) = ask(remote, mkdir)? {
         let there = ask(remote, Request::Lstat { path })?;
-        if !matches!(there, Reply::Attrs(attrs) if is_dir(&attrs)) {
+        if !is_directory(&there) {
             return Ok(Err(refused));
         }
     }
