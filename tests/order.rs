@@ -35,7 +35,7 @@ fn is_whole(bytes: &[u8]) -> bool {
 #[derive(Default)]
 struct Seen {
     order: Vec<Vec<String>>,
-    torn: Vec<String>,
+    torn: BTreeSet<String>,
 }
 
 /// Looks at a directory again and again: which names are new since the last look, and whether every file
@@ -56,7 +56,7 @@ fn watch(dir: &Path, until: &AtomicBool) -> Seen {
                 continue;
             };
             if !is_whole(&bytes) {
-                seen.torn.push(format!("{name}: {} bytes", bytes.len()));
+                seen.torn.insert(format!("{name}: {} bytes", bytes.len()));
             }
             if known.insert(name.clone()) {
                 new.push(name);
@@ -74,7 +74,7 @@ fn watch(dir: &Path, until: &AtomicBool) -> Seen {
 /// Fails unless the names of each writer (what is before `-`) were seen in the order of their numbers. Names
 /// that were new in the same look have no order among them, but none may be missing that comes before.
 fn assert_in_order(seen: &Seen, count: usize) {
-    assert_eq!(seen.torn, [""; 0], "seen half written");
+    assert_eq!(seen.torn, BTreeSet::new(), "seen half written");
     let mut next: BTreeMap<&str, usize> = BTreeMap::new();
     for look in &seen.order {
         let mut numbers: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
@@ -188,5 +188,5 @@ fn a_rewritten_file_is_never_seen_half() {
             assert!(Instant::now() < deadline);
         }
     });
-    assert_eq!(seen.torn, [""; 0]);
+    assert_eq!(seen.torn, BTreeSet::new());
 }

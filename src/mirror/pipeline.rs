@@ -36,7 +36,7 @@ use super::related::PathIndex;
 use super::settle::Settle;
 use super::source::Source;
 use super::upload::{Outcome, Upload};
-use crate::change::{Change, RelPath, Seq};
+use crate::change::{Change, Extent, RelPath, Seq};
 use crate::journal::{Journal, Progress, Reader, Row};
 use crate::sftp::{Remote, Reply, Request, Status, Ticket, code};
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -104,7 +104,8 @@ enum Stage {
     Uploading(Box<Upload>),
     /// Requests without a reply, and what failed first.
     Symlink(usize, Option<Status>),
-    /// The file is gone here, and so its content has nothing to do there.
+    /// The file is gone here, and so its content has nothing to do there. Or it is being written anew: its
+    /// next content is to come.
     Gone,
     /// The mirror does not take it. That ends the session when everything before it is done.
     Refused(Status),

@@ -128,11 +128,12 @@ impl<R: Remote> Pipeline<'_, R> {
         let in_place = self
             .job(seq)
             .is_some_and(|j| matches!(j.step, Step::InPlace));
+        let source = self.setup.source;
         let Some(job) = self.job(seq) else {
             return Ok(());
         };
         let outcome = match &mut job.stage {
-            Stage::Uploading(upload) => match upload.take(reply) {
+            Stage::Uploading(upload) => match upload.take(reply, source) {
                 Ok(outcome) => outcome,
                 Err(why) => {
                     return Err(MirrorError::Source {
@@ -159,6 +160,7 @@ impl<R: Remote> Pipeline<'_, R> {
             self.in_place_ended(seq, outcome);
             return Ok(());
         }
+        let comes_whole = outcome == Outcome::Changed && self.comes_whole_later(seq);
         let Some(job) = self.job(seq) else {
             return Ok(());
         };
@@ -168,7 +170,10 @@ impl<R: Remote> Pipeline<'_, R> {
                 job.stage = Stage::Waiting;
                 self.stage_next = self.stage_next.min(seq);
             }
+            // It was written anew meanwhile, and that is in the log already.
+            Outcome::Changed if comes_whole => self.leave_out(seq),
             Outcome::Complete | Outcome::Changed => job.stage = Stage::Ready,
+            Outcome::Rewritten => self.leave_out(seq),
             Outcome::Refused(status) => {
                 job.stage = Stage::Refused(status);
                 let first = self.staging_refused.map_or(seq, |first| first.min(seq));
@@ -176,5 +181,26 @@ impl<R: Remote> Pipeline<'_, R> {
             }
         }
         Ok(())
+    }
+
+    /// What was staged is no version of the file; its next content comes later.
+    fn leave_out(&mut self, seq: Seq) {
+        if let Some(job) = self.job(seq) {
+            job.stage = Stage::Gone;
+        }
+        let path = self.setup.place.stage(seq);
+        self.remote.send(Request::Remove { path });
+    }
+
+    /// Whether a later row has the whole of this row's file.
+    fn comes_whole_later(&self, seq: Seq) -> bool {
+        let index = (seq - self.cursor - 1) as usize;
+        let Some(Change::Content { node, .. }) = self.window.get(index).map(|j| &j.row.change)
+        else {
+            return false;
+        };
+        self.window.range(index + 1..).any(|job| {
+            matches!(&job.row.change, Change::Content { node: later, extent: Extent::Whole, .. } if later == node)
+        })
     }
 }
