@@ -221,6 +221,8 @@ impl<R: Remote> Pipeline<'_, R> {
                 let seen = Some(seen).filter(|s| !s.is_empty());
                 plan::judge(job.change(), uncertain, main, seen.as_deref())
             }
+            // Whether it is there has to be known: see [`Ghosts`].
+            Err(status) if matches!(job.stage, Stage::Gone) => Verdict::Failed(status),
             Err(_) => plan::judge(job.change(), uncertain, main, None),
         };
         match verdict {
