@@ -1,4 +1,5 @@
 # make check    what has to pass before a commit: lint and test
+# make bench    ProxyFS beside rsync and scp, in minutes; BENCH="--help" tells how to run less of it
 # make demo     see it work: two mirrors on this machine, one of them goes away and comes back
 # make install  DESTDIR= PREFIX=/usr/local SYSCONFDIR=/etc (with another PREFIX: PREFIX/etc)
 
@@ -25,8 +26,10 @@ lint: deps
 
 check: lint test
 
+# Exit status 1 when a goal is missed. It mounts and starts SSH servers of its own, as the tests do.
+BENCH =
 bench: deps
-	$(CARGO) bench --locked
+	$(CARGO) bench --locked --bench side_by_side -- $(BENCH)
 
 demo:
 	packaging/demo.sh

@@ -186,7 +186,10 @@ fn serve(
                 let done = reload(shared, log, overrides);
                 match &done {
                     Ok(what) => log::info!("configuration read again: {what}"),
-                    Err(why) => log::error!("configuration not changed: {why}"),
+                    // Each problem has a line of its own.
+                    Err(why) => why
+                        .lines()
+                        .for_each(|why| log::error!("configuration not changed: {why}")),
                 }
                 if let Some(answer) = answer {
                     // Whoever asked may have hung up.

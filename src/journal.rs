@@ -271,27 +271,43 @@ impl Journal {
         position_of(&self.writer().db, name).map_err(|why| self.sql(why))
     }
 
-    /// Notes that a mirror holds what the source held when it was added, or what the log no longer has
-    /// for it: then it goes on at the head.
+    /// Notes that a mirror has been seen to hold what the source held when it was added.
     ///
     /// # Errors
     /// SQLite's.
     pub fn adopt_mirror(&self, name: &str) -> Result<(), JournalError> {
+        self.writer()
+            .db
+            .execute("UPDATE mirror SET adopted = 1 WHERE name = ?1", [name])
+            .map(drop)
+            .map_err(|why| self.sql(why))
+    }
+
+    /// Notes an administrator's word that a mirror has just been given a copy of the source. It is seen
+    /// at the next contact whether there is one ([`Journal::adopt_mirror`]).
+    ///
+    /// What is in the log up to now may or may not be in the copy: those rows become uncertain ones. Where
+    /// the log lacks some of them, the mirror goes on at the head.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn copy_was_made(&self, name: &str) -> Result<(), JournalError> {
         let writer = self.writer();
-        let adopt = || -> rusqlite::Result<()> {
-            writer
-                .db
-                .execute("UPDATE mirror SET adopted = 1 WHERE name = ?1", [name])?;
+        let note = || -> rusqlite::Result<()> {
+            let (head, cum_bytes) = (writer.head as i64, writer.cum_bytes as i64);
             if position_of(&writer.db, name)?.lacks > 0 {
                 writer.db.execute(
-                    "UPDATE mirror SET cursor = ?2, cursor_bytes = ?3, sent_upto = ?2
-                     WHERE name = ?1",
-                    params![name, writer.head as i64, writer.cum_bytes as i64],
+                    "UPDATE mirror SET cursor = ?2, cursor_bytes = ?3, adopted = 0 WHERE name = ?1",
+                    params![name, head, cum_bytes],
                 )?;
             }
+            writer.db.execute(
+                "UPDATE mirror SET sent_upto = ?2 WHERE name = ?1",
+                params![name, head],
+            )?;
             Ok(())
         };
-        adopt().map_err(|why| self.sql(why))
+        note().map_err(|why| self.sql(why))
     }
 
     /// Says that changes up to `sent_upto` are about to become visible on a mirror. When it returns

@@ -28,15 +28,16 @@ mod inodes;
 mod log;
 mod namespace;
 mod open_files;
+mod search;
 mod sync;
 mod sys;
 
 pub use attributes::SetAttributes;
-pub use data::{Opened, Written};
+pub use data::{Opened, Writer, Written};
 pub use directories::DirectoryEntry;
 pub use sys::{Caller, SetTime, Stat, node_id, open_node};
 
-use crate::change::{Change, Extent};
+use crate::change::Change;
 use crate::journal::{RecordError, Recorder};
 use directories::OpenDirectory;
 use inodes::{Inodes, Kind, ROOT, Tree};
@@ -291,7 +292,7 @@ impl Local {
         if !dirty.is_dirty() {
             return Ok(());
         }
-        match self.content(tree, state, dirty.extent()) {
+        match self.content(tree, state, dirty) {
             Ok(Some(change)) => {
                 if let Err(e) = self.log.record_or_keep_yourself(&change) {
                     dirty.failed();
@@ -310,12 +311,14 @@ impl Local {
         Ok(())
     }
 
-    fn content(&self, tree: &Tree, state: &FileState, extent: Extent) -> Result<Option<Change>> {
+    fn content(&self, tree: &Tree, state: &FileState, dirty: &mut Dirty) -> Result<Option<Change>> {
         let found = self.inodes.locate(tree, state.node)?;
-        let Some((_, (dir, name))) = &found.entry else {
-            return Ok(None);
+        let path = match &found.entry {
+            Some((_, (dir, name))) => tree.path_in(*dir, name),
+            None if found.stat.nlink > 0 => self.search(state.node, &state.found),
+            None => None,
         };
-        let Some(path) = tree.path_in(*dir, name) else {
+        let Some(path) = path else {
             return Ok(None);
         };
         let node = match state.id.get() {
@@ -325,10 +328,11 @@ impl Local {
                 state.id.get_or_init(|| id).clone()
             }
         };
+        dirty.filled_up_to(found.stat.size);
         Ok(Some(Change::Content {
             path,
             node,
-            extent,
+            extent: dirty.extent(),
             size: found.stat.size,
             linked: found.stat.nlink > 1,
         }))

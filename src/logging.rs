@@ -2,7 +2,8 @@
 //!
 //! Dangers: a full log disk must not stop the daemon, nor leave half lines (a line is written in one
 //! piece; what cannot be written is dropped and counted, and the count is written when there is room
-//! again); logrotate moves the file away (SIGHUP makes [`LogHandle::reopen`] open the name anew; when
+//! again); at `debug` the one line that matters is lost in those that libraries write about every request
+//! (theirs come from `info` up, and at `trace` all); logrotate moves the file away (SIGHUP makes [`LogHandle::reopen`] open the name anew; when
 //! that fails the old file stays in use, so no message is lost meanwhile).
 
 use log::LevelFilter;
@@ -72,18 +73,38 @@ fn logger(handle: LogHandle) -> Box<dyn log::Log> {
         .set_thread_mode(simplelog::ThreadLogMode::Names)
         .set_target_level(LevelFilter::Debug)
         .set_location_level(LevelFilter::Off)
-        // It tells every request of the kernel at debug level.
-        .add_filter_ignore_str("fuser")
         .build();
+    let writer = LineWriter {
+        handle,
+        line: Vec::new(),
+    };
     // The level is the process's (`log::set_max_level`), which can be changed.
-    WriteLogger::new(
+    Box::new(OwnFirst(WriteLogger::new(
         LevelFilter::Trace,
         config,
-        LineWriter {
-            handle,
-            line: Vec::new(),
-        },
-    )
+        writer,
+    )))
+}
+
+/// Keeps what libraries say below `info` for the level `trace`.
+struct OwnFirst(Box<WriteLogger<LineWriter>>);
+
+impl log::Log for OwnFirst {
+    fn enabled(&self, about: &log::Metadata<'_>) -> bool {
+        let ours = about.target().split("::").next() == Some(env!("CARGO_CRATE_NAME"));
+        let everything = log::max_level() == LevelFilter::Trace;
+        (ours || everything || about.level() <= log::Level::Info) && self.0.enabled(about)
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            self.0.log(record);
+        }
+    }
+
+    fn flush(&self) {
+        self.0.flush();
+    }
 }
 
 impl LogHandle {
@@ -201,6 +222,31 @@ mod tests {
         assert_eq!(rest, "[WARN ] web2 is away\n");
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777 & !0o640, 0, "{mode:o}");
+    }
+
+    #[test]
+    fn what_libraries_say_of_every_request_is_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let logger = logger(LogHandle::new(Some(&path)).unwrap());
+        for (level, target) in [
+            (log::Level::Debug, "fuser::request"),
+            (log::Level::Error, "fuser::session"),
+            (log::Level::Debug, "proxyfs::mirror"),
+        ] {
+            let text = format_args!("{level} of {target}").to_string();
+            logger.log(
+                &log::Record::builder()
+                    .level(level)
+                    .target(target)
+                    .args(format_args!("{text}"))
+                    .build(),
+            );
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(text.contains("ERROR of fuser::session"), "{text}");
+        assert!(text.contains("DEBUG of proxyfs::mirror"), "{text}");
     }
 
     #[test]

@@ -64,9 +64,11 @@ impl Worker {
     ) -> Result<Worker, MirrorError> {
         let empty = source.is_empty().map_err(source_error)?;
         let position = journal.add_mirror(&config.name, empty)?;
-        // What is done is all there, unless a directory's time is still to be set.
-        let settled = journal.reader()?.touched(&config.name)?.is_empty();
-        let settled = if settled { position.cursor } else { 0 };
+        // What is done is all there, unless a directory's time is still to be set, or it is not known yet
+        // whether there is a copy at all.
+        let whole = position.adopted && position.lacks == 0;
+        let settled = whole && journal.reader()?.touched(&config.name)?.is_empty();
+        let settled = settled.then_some(position.cursor);
         let live = Arc::new(Live::new(settled, position.last_error));
         let (notifier, inbox) = inbox().map_err(source_error)?;
         let abort = Abort::new();
@@ -79,6 +81,7 @@ impl Worker {
             abort: abort.clone(),
             paused: position.paused,
             failures: 0,
+            told: String::new(),
         };
         if position.paused {
             live.resting(MirrorState::Paused, None, None);
@@ -109,13 +112,16 @@ impl Worker {
         Ok(())
     }
 
-    /// Lets it go on, and try again at once what failed.
+    /// Lets it go on, and try again at once what failed. For one that needs a sync this is the word that it
+    /// was given a copy; for no other one, whose administrator may not know yet that it needs one (P8).
     ///
     /// # Errors
     /// The journal's.
     pub fn resume(&self) -> Result<(), JournalError> {
         self.journal.set_paused(&self.config.name, false)?;
-        self.journal.adopt_mirror(&self.config.name)?;
+        if self.live.now().state == MirrorState::NeedsSync {
+            self.journal.copy_was_made(&self.config.name)?;
+        }
         // Before the answer: `wait` may be asked next, and what was wrong is not known to be so any more.
         self.live.trying();
         self.notifier.tell(Notice::Resume);
@@ -177,6 +183,8 @@ struct Life {
     paused: bool,
     /// Attempts that failed since the mirror was up.
     failures: u32,
+    /// What the log was last told of them.
+    told: String,
 }
 
 impl Life {
@@ -242,8 +250,10 @@ impl Life {
         let mut remote = session::connect(&target, &self.abort)?;
         let place = Place::new(self.config.path.as_bytes());
         let reader = self.journal.reader()?;
-        let position = reader.mirror(&name)?;
+        let mut position = reader.mirror(&name)?;
         let adopted = position.adopted;
+        // Where nothing is, there is nothing to have a copy of.
+        position.adopted |= self.source.is_empty().map_err(source_error)?;
         let rules = prepare::prepare(&mut remote, &place, &position, self.config.preserve_owner)?;
         if !adopted {
             self.journal.adopt_mirror(&name)?;
@@ -298,14 +308,15 @@ impl Life {
         if let Err(why) = self.journal.set_last_error(name, Some(&text)) {
             log::error!("mirror {name}: its error could not be noted: {why}");
         }
-        // A line when it goes down and then at every doubling, not one a try.
+        // A line when it goes down, when the reason is another one, and at every doubling, not one a try.
         self.failures += 1;
-        if self.failures.is_power_of_two() {
+        if self.failures.is_power_of_two() || self.told != text {
             let seconds = pause.as_secs_f64();
             log::warn!(
                 "mirror {name}: {text} (attempt {}, next in {seconds:.0} s)",
                 self.failures
             );
+            self.told = text;
         }
         pause
     }

@@ -320,7 +320,11 @@ impl fmt::Display for SessionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             SessionError::Lost(why) => write!(f, "connection lost: {why}"),
-            SessionError::TimedOut(after) => write!(f, "no answer for {} s", after.as_secs()),
+            SessionError::TimedOut(after) => write!(
+                f,
+                "the server did not answer for {} s: check the network and the load there, or raise io_timeout",
+                after.as_secs_f32().ceil()
+            ),
             SessionError::Protocol(what) => {
                 write!(f, "the server does not speak SFTP properly: {what}")
             }

@@ -274,7 +274,7 @@ fn session(
         journal,
         reader: &reader,
         inbox: &inbox,
-        live: &Live::new(0, None),
+        live: &Live::new(Some(0), None),
     };
     let ended = Pipeline::new(setup, &mut server).unwrap().run();
     (ended.err(), std::mem::take(&mut server.trace))

@@ -204,7 +204,7 @@ pub(super) fn wait(
         for name in &names {
             let now = shared.workers.with(name, |w| w.live.now())?;
             // One that needs a sync lacks more than what is in the log.
-            if now.settled >= target && now.state != MirrorState::NeedsSync {
+            if now.settled >= Some(target) && now.state != MirrorState::NeedsSync {
                 continue;
             }
             match now.state {

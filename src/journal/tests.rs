@@ -163,12 +163,28 @@ fn a_mirror_that_comes_back_after_its_changes_were_dropped_is_known_to_lack_them
     journal.release_mirror("m");
     journal.maintain().unwrap();
     assert_eq!(journal.add_mirror("m", true).unwrap().lacks, 9);
-    journal.adopt_mirror("m").unwrap();
+    journal.copy_was_made("m").unwrap();
     let position = journal.mirror("m").unwrap();
     assert_eq!(
         (position.cursor, position.sent_upto, position.lacks),
         (10, 10, 0)
     );
+    assert!(!position.adopted, "the copy has not been seen");
+    journal.adopt_mirror("m").unwrap();
+    assert!(journal.mirror("m").unwrap().adopted);
+}
+
+#[test]
+fn what_is_in_the_log_may_be_in_a_copy_that_was_just_made() {
+    let (_dir, journal) = fresh();
+    journal.add_mirror("m", false).unwrap();
+    for _ in 0..3 {
+        journal.record(&content("f", 1)).unwrap();
+    }
+    journal.copy_was_made("m").unwrap();
+    let position = journal.mirror("m").unwrap();
+    assert_eq!((position.cursor, position.sent_upto), (0, 3));
+    assert!(!position.adopted);
 }
 
 #[test]

@@ -13,6 +13,7 @@
 
 use super::Local;
 use super::inodes::{Kind, Tree};
+use super::search::LastFound;
 use super::sys::{self, Caller, Result, SetTime, Stat};
 use crate::change::{Change, Owner, Times};
 use rustix::fs::{StatVfs, XattrFlags};
@@ -148,7 +149,11 @@ impl Local {
         if !Self::is_recorded(tree, node) || self.open.is_new(node) {
             return Ok(());
         }
-        match tree.path(node) {
+        let path = match tree.path(node) {
+            None if after.nlink > 0 && !after.is_dir() => self.search(node, &LastFound::default()),
+            path => path,
+        };
+        match path {
             Some(path) => self.log.record(Change::Attr {
                 path,
                 symlink: Kind::of(after) == Kind::Symlink,

@@ -5,7 +5,9 @@
 //! RELEASE, for which nobody waits, brings what came after (mmap stores). A file that was made or
 //! emptied and has no byte yet is not recorded by a FLUSH: most likely it is the shell's copy of the
 //! descriptor that is closed, and an empty file would appear on the mirrors (P4). Its record is made by
-//! the FLUSH after the first byte, or by RELEASE.
+//! the FLUSH after the first byte, or by RELEASE. And a process that starts another one has copies of all
+//! its descriptors closed in there, also of the upload that one of its threads is just writing: the FLUSH
+//! of a process that has written nothing of what is unlogged makes no record while the writers live.
 //!
 //! The kernel leaves it to us to take set-user-id and set-group-id bits from a file that somebody writes
 //! to (HANDLE_KILLPRIV_V2). That is done *before* the bytes are written, so that there is no moment when
@@ -27,6 +29,17 @@ pub struct Opened {
     pub flush: bool,
     /// Whether set-id bits were taken away, which the kernel does not know yet.
     pub privileges_cleared: bool,
+}
+
+/// Whose write it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Writer {
+    /// The thread that writes; see [`super::Caller`].
+    pub thread: u32,
+    /// Set-id bits go.
+    pub kill_privileges: bool,
+    /// The kernel writes back what an application stored by mmap and was told to be written.
+    pub cached: bool,
 }
 
 /// What became of a write.
@@ -94,9 +107,9 @@ impl Local {
     }
 
     /// A file that was just made: whoever made it writes it, even by a descriptor for reading.
-    pub(super) fn opened_new(&self, fd: OwnedFd, node: u64) -> Opened {
+    pub(super) fn opened_new(&self, fd: OwnedFd, node: u64, thread: u32) -> Opened {
         let state = self.open.add_writer(node);
-        state.lock().made();
+        state.lock().made(thread);
         let state = Some(state);
         Opened {
             handle: self.open.open(Handle { fd, state }),
@@ -124,30 +137,25 @@ impl Local {
         Ok(done)
     }
 
-    /// Writes bytes. `kill`: set-id bits go. `cached`: the kernel writes back what an application stored
-    /// by mmap and was told to be written; it is taken also while the log is closed, for it would be
-    /// lost.
+    /// Writes bytes. What the kernel writes back for mmap is taken also while the log is closed, for it
+    /// would be lost.
     ///
     /// # Errors
     /// As `pwrite(2)`; EBADF: not open for writing; EROFS while the log is closed.
-    pub fn write(
-        &self,
-        handle: u64,
-        offset: u64,
-        bytes: &[u8],
-        kill: bool,
-        cached: bool,
-    ) -> Result<Written> {
+    pub fn write(&self, handle: u64, offset: u64, bytes: &[u8], by: Writer) -> Result<Written> {
         let handle = self.open.get(handle)?;
         let state = handle.writer()?;
-        if !cached {
+        if !by.cached {
             self.log.check()?;
         }
         state.lock().begin();
-        let done = write_all(&handle.fd, offset, bytes, kill);
+        let done = write_all(&handle.fd, offset, bytes, by.kill_privileges);
         let mut dirty = state.lock();
         if let Ok(written) = &done {
             dirty.wrote(offset, offset + written.bytes as u64);
+            if !by.cached {
+                dirty.written_by(by.thread);
+            }
         }
         dirty.end();
         done
@@ -191,30 +199,34 @@ impl Local {
     }
 
     fn remove_writer(&self, state: &FileState) {
-        if self.open.remove_writer(state.node) {
-            self.drop_if_forgotten(state.node);
-        }
+        self.open.remove_writer(state);
+        self.forget_if_clean(state);
     }
 
-    /// A copy of a descriptor is closed: what was written is in the log when this returns.
+    /// A copy of a descriptor is closed by `thread`: what its process wrote is in the log when this
+    /// returns (see the module's comment for what waits).
     ///
     /// # Errors
     /// EIO: it could not be recorded; it will be.
-    pub fn flush_file(&self, handle: u64) -> Result<()> {
+    pub fn flush_file(&self, handle: u64, thread: u32) -> Result<()> {
         let handle = self.open.get(handle)?;
         let Some(state) = &handle.state else {
             return Ok(());
         };
         self.log_unless(state, |dirty| {
-            let later = dirty.awaits_its_bytes();
-            if later {
+            if dirty.is_no_writer(thread, sys::is_another_process) {
+                return true;
+            }
+            let awaits_its_bytes = dirty.awaits_its_bytes();
+            if awaits_its_bytes {
                 dirty.put_off();
             }
-            later
+            awaits_its_bytes
         })
     }
 
-    /// The last copy of a descriptor is closed, and nothing is mapped any more.
+    /// The last copy of a descriptor is closed, and nothing is mapped any more. While others have the file
+    /// open to write it is left to them: a release may come late.
     ///
     /// # Errors
     /// As [`Local::flush_file`].
@@ -225,8 +237,9 @@ impl Local {
         let Some(state) = &handle.state else {
             return Ok(());
         };
-        let logged = self.log_unless(state, |_| false);
-        self.remove_writer(state);
+        self.open.remove_writer(state);
+        let logged = self.log_unless(state, |_| state.has_writers());
+        self.forget_if_clean(state);
         logged
     }
 

@@ -178,7 +178,7 @@ impl Local {
                 Ok(fd) => {
                     let stat = self.inodes.outward(sys::stat(&fd)?);
                     tree.enter(stat.ino, Kind::Regular, dir, name);
-                    return Ok((stat, self.opened_new(fd, stat.ino)));
+                    return Ok((stat, self.opened_new(fd, stat.ino, caller.thread)));
                 }
                 Err(Errno::EXIST) if flags & libc::O_EXCL == 0 => {
                     let stat = self.inodes.outward(self.inodes.stat_at(&place.fd, name)?);

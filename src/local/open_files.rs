@@ -11,6 +11,7 @@
 //! Order of locks: a file's own is taken after the tree's, and before that of the log. The table of
 //! files is locked for moments; a file's lock inside it only where no writer can hold it up.
 
+use super::search::LastFound;
 use super::sync::{lock, read, write};
 use super::sys::Result;
 use crate::change::{ByteRanges, Extent, NodeId};
@@ -20,6 +21,9 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
 use std::time::{Duration, Instant, SystemTime};
+
+/// How many writers of a file are told apart. Of more, each close() makes a record.
+const MAX_WRITERS: usize = 8;
 
 /// What of a file the log does not know yet.
 #[derive(Debug, Default)]
@@ -44,6 +48,8 @@ pub struct Dirty {
     overdue: bool,
     /// A close() was answered without a record, since nothing was written yet.
     put_off: bool,
+    /// Threads that wrote what is unlogged, or made the file; at most [`MAX_WRITERS`] and one more.
+    writers: Vec<u32>,
     /// It has no name any more and never will: nothing of it is recorded.
     buried: bool,
 }
@@ -66,11 +72,31 @@ impl Dirty {
         self.is_whole() && !self.resized && self.ranges.is_empty()
     }
 
-    /// The file has just been made.
-    pub fn made(&mut self) {
+    /// The file has just been made, by this thread.
+    pub fn made(&mut self, thread: u32) {
         self.begin();
         self.new = true;
+        self.written_by(thread);
         self.end();
+    }
+
+    /// This thread has written.
+    pub fn written_by(&mut self, thread: u32) {
+        if self.writers.len() <= MAX_WRITERS && !self.writers.contains(&thread) {
+            self.writers.push(thread);
+        }
+    }
+
+    /// Whether this thread closes a copy of a descriptor by which its process has written nothing that
+    /// is unlogged: `is_another` says of a writer and this thread that they are of two processes.
+    pub fn is_no_writer(&self, thread: u32, is_another: impl Fn(u32, u32) -> bool) -> bool {
+        !self.writers.is_empty()
+            && self.writers.len() <= MAX_WRITERS
+            && !self.writers.contains(&thread)
+            && self
+                .writers
+                .iter()
+                .all(|writer| is_another(*writer, thread))
     }
 
     /// A write begins.
@@ -99,7 +125,10 @@ impl Dirty {
 
     /// The file has got longer, up to `end`, by a write or without one. A hole is not sent (it is the
     /// mirror's as soon as the size is), unless it lies where the mirror still has bytes.
-    fn filled_up_to(&mut self, end: u64) {
+    ///
+    /// Also to be told before a record is made, with the size in the record: what made the file longer
+    /// may not have come to its mark yet, and would not find where the file was cut after it.
+    pub fn filled_up_to(&mut self, end: u64) {
         if let Some(cut) = self.cut_at
             && cut < end
         {
@@ -191,10 +220,19 @@ pub struct FileState {
     pub node: u64,
     /// Its identity, once it was needed.
     pub id: OnceLock<NodeId>,
+    /// Its path, when it had to be searched for.
+    pub found: LastFound,
+    /// How many handles may write; changed with the table locked.
+    writers: AtomicU64,
     dirty: Mutex<Dirty>,
 }
 
 impl FileState {
+    /// Whether anybody has it open to write. Who is about to empty it is counted before.
+    pub fn has_writers(&self) -> bool {
+        self.writers.load(Ordering::Acquire) > 0
+    }
+
     /// The file's own lock.
     pub fn lock(&self) -> MutexGuard<'_, Dirty> {
         lock(&self.dirty)
@@ -220,15 +258,10 @@ impl Handle {
     }
 }
 
-struct Slot {
-    state: Arc<FileState>,
-    writers: u64,
-}
-
 /// All open files. Handles have numbers, never used twice.
 #[derive(Default)]
 pub struct OpenFiles {
-    files: Mutex<HashMap<u64, Slot>>,
+    files: Mutex<HashMap<u64, Arc<FileState>>>,
     handles: RwLock<HashMap<u64, Arc<Handle>>>,
     last: AtomicU64,
 }
@@ -257,36 +290,31 @@ impl OpenFiles {
     /// One writer more. It must be given back with [`OpenFiles::remove_writer`].
     pub fn add_writer(&self, node: u64) -> Arc<FileState> {
         let mut files = lock(&self.files);
-        let slot = files.entry(node).or_insert_with(|| Slot {
-            state: Arc::new(FileState {
+        let state = files.entry(node).or_insert_with(|| {
+            Arc::new(FileState {
                 node,
                 id: OnceLock::new(),
+                found: LastFound::default(),
+                writers: AtomicU64::new(0),
                 dirty: Mutex::default(),
-            }),
-            writers: 0,
+            })
         });
-        slot.writers += 1;
-        slot.state.clone()
+        state.writers.fetch_add(1, Ordering::AcqRel);
+        state.clone()
     }
 
-    /// One writer less. True if nothing is left to remember of the file.
-    pub fn remove_writer(&self, node: u64) -> bool {
-        let mut files = lock(&self.files);
-        if let Some(slot) = files.get_mut(&node) {
-            slot.writers = slot.writers.saturating_sub(1);
-        }
-        Self::tidy(&mut files, node)
+    /// One writer less. To be followed by [`OpenFiles::forget_if_clean`].
+    pub fn remove_writer(&self, state: &FileState) {
+        let _files = lock(&self.files);
+        state.writers.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// Forgets a file that nobody writes to and that is logged. True if it is not (any more) here.
     pub fn forget_if_clean(&self, node: u64) -> bool {
-        Self::tidy(&mut lock(&self.files), node)
-    }
-
-    fn tidy(files: &mut HashMap<u64, Slot>, node: u64) -> bool {
+        let mut files = lock(&self.files);
         let clean = files
             .get(&node)
-            .is_some_and(|slot| slot.writers == 0 && !slot.state.lock().is_dirty());
+            .is_some_and(|state| !state.has_writers() && !state.lock().is_dirty());
         if clean {
             files.remove(&node);
         }
@@ -295,7 +323,7 @@ impl OpenFiles {
 
     /// The state of a file that is open for writing or unlogged.
     pub fn state(&self, node: u64) -> Option<Arc<FileState>> {
-        lock(&self.files).get(&node).map(|slot| slot.state.clone())
+        lock(&self.files).get(&node).cloned()
     }
 
     /// Whether the log does not know the file at all.
@@ -313,17 +341,14 @@ impl OpenFiles {
 
     /// The unlogged files that are meant.
     pub fn unlogged(&self, which: Which) -> Vec<Arc<FileState>> {
-        let states: Vec<_> = lock(&self.files)
-            .values()
-            .map(|s| s.state.clone())
-            .collect();
+        let states: Vec<_> = lock(&self.files).values().cloned().collect();
         let meant = |state: &Arc<FileState>| {
             let dirty = state.lock();
             dirty.is_dirty()
                 && match which {
                     Which::All => true,
                     Which::Overdue => dirty.overdue,
-                    Which::Closed => dirty.overdue || dirty.put_off,
+                    Which::Closed => dirty.overdue || dirty.put_off && dirty.awaits_its_bytes(),
                     Which::Due { now, after, max } => dirty.is_due(now, after, max),
                 }
         };
@@ -332,10 +357,7 @@ impl OpenFiles {
 
     /// Since when there may be unlogged bytes.
     pub fn unlogged_since(&self) -> Option<SystemTime> {
-        let states: Vec<_> = lock(&self.files)
-            .values()
-            .map(|s| s.state.clone())
-            .collect();
+        let states: Vec<_> = lock(&self.files).values().cloned().collect();
         states
             .iter()
             .filter_map(|state| state.lock().since.map(|s| s.1))
@@ -413,6 +435,40 @@ mod tests {
     }
 
     #[test]
+    fn a_record_made_before_the_mark_of_a_hole_has_its_bytes() {
+        let mut dirty = Dirty::default();
+        dirty.resized(3000, 100);
+        dirty.begin();
+        // Here the file gets 2000 bytes long, and is logged before that is marked.
+        dirty.filled_up_to(2000);
+        assert_eq!(dirty.extent(), ranges(&[(100, 2000)]));
+        dirty.logged();
+        dirty.resized(100, 2000);
+        dirty.end();
+        assert_eq!(dirty.extent(), ranges(&[]));
+    }
+
+    #[test]
+    fn who_has_written_is_told_from_who_closes_a_copy() {
+        let another = |_: u32, thread: u32| thread >= 100;
+        let mut dirty = Dirty::default();
+        assert!(!dirty.is_no_writer(100, another), "nobody knows who wrote");
+        dirty.written_by(1);
+        dirty.written_by(200);
+        assert!(!dirty.is_no_writer(1, another));
+        assert!(!dirty.is_no_writer(2, another));
+        assert!(!dirty.is_no_writer(200, another));
+        assert!(dirty.is_no_writer(100, another));
+        for thread in 1..20 {
+            dirty.written_by(thread);
+        }
+        assert!(
+            !dirty.is_no_writer(100, another),
+            "too many to be told apart"
+        );
+    }
+
+    #[test]
     fn a_cut_takes_back_what_was_written_behind_it() {
         let mut dirty = Dirty::default();
         dirty.wrote(10, 100);
@@ -441,7 +497,7 @@ mod tests {
     fn an_empty_new_file_waits_for_its_bytes_up_to_the_maximum() {
         let (after, max) = (Duration::from_secs(5), Duration::from_secs(600));
         let mut dirty = Dirty::default();
-        dirty.made();
+        dirty.made(1);
         assert!(dirty.awaits_its_bytes());
         assert!(!dirty.is_due(Instant::now() + Duration::from_secs(60), after, max));
         assert!(dirty.is_due(Instant::now() + Duration::from_secs(601), after, max));
@@ -451,7 +507,7 @@ mod tests {
     fn a_buried_file_is_never_dirty_again() {
         let files = OpenFiles::default();
         let state = files.add_writer(7);
-        state.lock().made();
+        state.lock().made(1);
         files.bury(7);
         {
             let mut dirty = state.lock();
@@ -461,14 +517,17 @@ mod tests {
             assert!(!dirty.is_dirty());
         }
         assert_eq!(files.unlogged_since(), None);
-        assert!(files.remove_writer(7));
+        files.remove_writer(&state);
+        assert!(files.forget_if_clean(7));
     }
 
     #[test]
     fn a_file_with_unlogged_bytes_is_remembered_without_writers() {
         let files = OpenFiles::default();
-        files.add_writer(7).lock().made();
-        assert!(!files.remove_writer(7));
+        let state = files.add_writer(7);
+        state.lock().made(1);
+        files.remove_writer(&state);
+        assert!(!files.forget_if_clean(7));
         assert_eq!(files.unlogged(Which::All).len(), 1);
         files.state(7).unwrap().lock().logged();
         assert!(files.forget_if_clean(7));

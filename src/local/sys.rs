@@ -314,6 +314,8 @@ pub struct Caller {
     pub gid: u32,
     /// Permission bits that new files do not get, if the directory has no default ACL.
     pub umask: u32,
+    /// Its thread, as the daemon's process namespace numbers it; 0: not to be seen from here.
+    pub thread: u32,
 }
 
 /// While this lives, the thread makes files as another user. Dropped in the thread that made it.
@@ -326,6 +328,17 @@ pub struct AsCaller {
 
 thread_local! {
     static PREPARED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether two threads, by their numbers, are of different processes, as far as can be told: not if the
+/// first has ended, or cannot be seen from here (0).
+pub fn is_another_process(thread: u32, other: u32) -> bool {
+    let exists = |path: String| rustix::fs::access(path, rustix::fs::Access::EXISTS).is_ok();
+    thread != other
+        && thread != 0
+        && other != 0
+        && !exists(format!("/proc/{thread}/task/{other}"))
+        && exists(format!("/proc/{thread}"))
 }
 
 /// `SECBIT_NO_SETUID_FIXUP` of linux/securebits.h.
@@ -435,6 +448,7 @@ mod tests {
             uid: 1234,
             gid: 4321,
             umask: 0o027,
+            thread: 0,
         };
         {
             let _as = as_caller(caller).unwrap();
@@ -456,8 +470,24 @@ mod tests {
             uid: u32::MAX,
             gid: 0,
             umask: 0,
+            thread: 0,
         };
         assert_eq!(as_caller(caller).err(), Some(Errno::OVERFLOW));
+    }
+
+    #[test]
+    fn threads_of_this_process_are_told_from_another_process() {
+        let this = std::process::id();
+        let there = std::thread::spawn(move || {
+            let link = std::fs::read_link("/proc/thread-self").unwrap();
+            let thread = link.file_name().unwrap().to_str().unwrap().parse().unwrap();
+            assert_ne!(thread, this);
+            is_another_process(this, thread)
+        });
+        assert!(!there.join().unwrap());
+        assert!(is_another_process(this, 1));
+        assert!(!is_another_process(this, 0));
+        assert!(!is_another_process(u32::MAX, this), "the first has ended");
     }
 
     #[test]

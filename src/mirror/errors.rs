@@ -142,10 +142,15 @@ impl fmt::Display for MirrorError {
                 BaseTrouble::NotADirectory => {
                     write!(f, "the mirror's path {path} is not a directory: correct `path`")
                 }
-                BaseTrouble::NotWritable(status) => write!(
+                BaseTrouble::NotWritable(status) if status.code == code::PERMISSION_DENIED => write!(
                     f,
                     "the mirror's directory {path} is not writable for the login user ({status}): \
                      chown it there"
+                ),
+                BaseTrouble::NotWritable(status) => write!(
+                    f,
+                    "nothing can be made in the mirror's directory {path} ({status}): see that its \
+                     disk is not full and not read-only"
                 ),
                 BaseTrouble::Other(status) => {
                     write!(f, "the mirror's directory {path} cannot be looked at: {status}")

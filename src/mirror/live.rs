@@ -14,7 +14,8 @@ pub struct Now {
     /// How the mirror is doing.
     pub state: MirrorState,
     /// Every change up to here is on the mirror, directories' times included.
-    pub settled: Seq,
+    /// None: it is not known what the mirror holds.
+    pub settled: Option<Seq>,
     /// What went wrong last, if it still stands.
     pub last_error: Option<String>,
     /// When it is tried again.
@@ -38,7 +39,7 @@ pub struct Live(Mutex<Inner>);
 
 impl Live {
     /// Of a worker that has yet to connect.
-    pub fn new(settled: Seq, last_error: Option<String>) -> Live {
+    pub fn new(settled: Option<Seq>, last_error: Option<String>) -> Live {
         let now = Now {
             state: MirrorState::Syncing,
             settled,
@@ -78,6 +79,9 @@ impl Live {
     /// The worker is about to try: nothing is known to be wrong.
     pub fn trying(&self) {
         let now = &mut self.inner().now;
+        if now.state == MirrorState::NeedsSync {
+            now.settled = None; // until the copy is seen
+        }
         if !matches!(now.state, MirrorState::Synced | MirrorState::Syncing) {
             now.state = MirrorState::Syncing;
             now.last_error = None;
@@ -123,7 +127,7 @@ impl Live {
         } else {
             MirrorState::Syncing
         };
-        now.settled = now.settled.max(settled);
+        now.settled = now.settled.max(Some(settled));
         now.current = current().map(|(path, (size, done))| (path, size, done));
     }
 }

@@ -106,6 +106,8 @@ enum Stage {
     Symlink(usize, Option<Status>),
     /// The file is gone here, and so its content has nothing to do there.
     Gone,
+    /// The mirror does not take it. That ends the session when everything before it is done.
+    Refused(Status),
 }
 
 enum Step {
@@ -178,6 +180,8 @@ pub struct Pipeline<'a, R: Remote> {
     uncertain: Seq,
     /// Rows that are being uploaded.
     uploading: BTreeSet<Seq>,
+    /// A row that could not be staged: none behind it is tried.
+    staging_refused: Option<Seq>,
     publishing: usize,
     /// Paths of rows that were sent and are not noted as done.
     in_flight: PathIndex,
@@ -225,6 +229,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             announced: position.cursor,
             uncertain: position.sent_upto,
             uploading: BTreeSet::new(),
+            staging_refused: None,
             publishing: 0,
             in_flight: PathIndex::default(),
             pivots: PathIndex::default(),

@@ -9,8 +9,12 @@ use super::errors::{BaseTrouble, MirrorError};
 use super::pipeline::MARKS;
 use super::plan::{PRIVATE_DIR, Place, Rules, is_dir};
 use crate::journal::Position;
-use crate::sftp::{Attrs, Handle, Name, Remote, Reply, Request, SessionError, Status, code};
+use crate::sftp::{Attrs, Handle, Remote, Reply, Request, SessionError, Status, Ticket, code};
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
+
+/// How many READDIRs are on their way for one directory: a server answers with about a hundred names.
+const READDIRS: usize = 4;
 
 /// Checks the server and the mirror's directory, makes ProxyFS's own one and clears what an earlier
 /// session left in it.
@@ -45,8 +49,31 @@ pub fn prepare<R: Remote>(
         what,
     };
 
-    match ask(remote, Request::Stat { path: place.base() })? {
-        Reply::Attrs(attrs) if is_dir(&attrs) => {}
+    if !position.adopted && is_empty(remote, place.base())? {
+        return Err(MirrorError::NeedsSync { path });
+    }
+    // Where an earlier session has been, one round trip answers all there is to ask.
+    let (private, stage) = (place.private_dir(), place.stage_dir());
+    let [at_base, at_private, at_stage, in_private, in_stage] = ask_all(
+        remote,
+        [
+            Request::Stat { path: place.base() },
+            Request::Lstat {
+                path: private.clone(),
+            },
+            Request::Lstat {
+                path: stage.clone(),
+            },
+            Request::Opendir {
+                path: private.clone(),
+            },
+            Request::Opendir {
+                path: stage.clone(),
+            },
+        ],
+    )?;
+    let before = match at_base {
+        Reply::Attrs(attrs) if is_dir(&attrs) => attrs,
         Reply::Status(status) if status.code == code::NO_SUCH_FILE => {
             return Err(base(BaseTrouble::Missing));
         }
@@ -54,31 +81,52 @@ pub fn prepare<R: Remote>(
         Reply::Ok | Reply::Handle(_) | Reply::Data(_) | Reply::Names(_) | Reply::Attrs(_) => {
             return Err(base(BaseTrouble::NotADirectory));
         }
+    };
+    let not_writable = |refused| base(BaseTrouble::NotWritable(refused));
+    if !is_directory(&at_private) {
+        make(remote, private)?.map_err(not_writable)?;
+        // A copy that was just made by other means has the right time, and nothing else will set it. Where
+        // the directory is not the user's it stays as it is.
+        let attrs = Attrs {
+            times: before.times,
+            ..Attrs::default()
+        };
+        ask(
+            remote,
+            Request::Setstat {
+                path: place.base(),
+                attrs,
+            },
+        )?;
     }
-    if !position.adopted && list(remote, place.base())?.is_some_and(|names| names.is_empty()) {
-        return Err(MirrorError::NeedsSync { path });
+    if !is_directory(&at_stage) {
+        make(remote, stage)?.map_err(not_writable)?;
     }
-    let private = Attrs {
+    clear_stage(remote, place, position, in_private, in_stage)?;
+    Ok(rules)
+}
+
+fn is_directory(reply: &Reply) -> bool {
+    matches!(reply, Reply::Attrs(attrs) if is_dir(attrs))
+}
+
+/// Makes one of ProxyFS's own directories, unless somebody was faster.
+fn make<R: Remote>(remote: &mut R, path: Vec<u8>) -> Result<Result<(), Status>, SessionError> {
+    let attrs = Attrs {
         mode: Some(0o700),
         ..Attrs::default()
     };
-    for dir in [place.private_dir(), place.stage_dir()] {
-        let made = ask(
-            remote,
-            Request::Mkdir {
-                path: dir.clone(),
-                attrs: private,
-            },
-        )?;
-        if let Reply::Status(refused) = made {
-            let there = ask(remote, Request::Lstat { path: dir })?;
-            if !matches!(there, Reply::Attrs(attrs) if is_dir(&attrs)) {
-                return Err(base(BaseTrouble::NotWritable(refused)));
-            }
+    let mkdir = Request::Mkdir {
+        path: path.clone(),
+        attrs,
+    };
+    if let Reply::Status(refused) = ask(remote, mkdir)? {
+        let there = ask(remote, Request::Lstat { path })?;
+        if !is_directory(&there) {
+            return Ok(Err(refused));
         }
     }
-    clear_stage(remote, place, position)?;
-    Ok(rules)
+    Ok(Ok(()))
 }
 
 /// What the mirror can't get, in words for `status`.
@@ -92,13 +140,16 @@ pub(super) fn unsupported(rules: &Rules) -> Vec<String> {
     all
 }
 
-/// Removes what an earlier session left half ready. The marks of exchanges stay until those are done.
+/// Removes what an earlier session left half ready, given the answers to opening the two directories:
+/// one that could not be opened was just made. The marks of exchanges stay until those are done.
 fn clear_stage<R: Remote>(
     remote: &mut R,
     place: &Place,
     position: &Position,
+    in_private: Reply,
+    in_stage: Reply,
 ) -> Result<(), MirrorError> {
-    let staged = list(remote, place.stage_dir())?.unwrap_or_default();
+    let [marks, staged] = list_all(remote, [in_private, in_stage])?;
     let mut requests = Vec::new();
     for name in staged {
         // Only names that we give: whatever else is there is not ours.
@@ -108,7 +159,7 @@ fn clear_stage<R: Remote>(
             });
         }
     }
-    for name in list(remote, place.private_dir())?.unwrap_or_default() {
+    for name in marks {
         let seq = name.strip_prefix(b"exchange-").and_then(number);
         if let Some(seq) = seq.filter(|seq| *seq <= position.cursor) {
             let mark = place.exchange(seq);
@@ -117,16 +168,9 @@ fn clear_stage<R: Remote>(
             requests.push(Request::Rmdir { path: mark });
         }
     }
-    let mut missing = requests.len();
-    for request in requests {
-        remote.send(request);
-    }
-    while missing > 0 {
-        remote.pump(Duration::from_secs(1), None)?;
-        while remote.reply().is_some() {
-            missing -= 1;
-        }
-    }
+    // None of them may come behind an upload of the same name.
+    let tickets: Vec<Ticket> = requests.into_iter().map(|r| remote.send(r)).collect();
+    answers(remote, &tickets)?;
     Ok(())
 }
 
@@ -134,48 +178,105 @@ fn number(name: &[u8]) -> Option<u64> {
     std::str::from_utf8(name).ok()?.parse().ok()
 }
 
-/// The names in a directory, without `.`, `..` and ProxyFS's own; none if it can't be listed.
-fn list<R: Remote>(remote: &mut R, path: Vec<u8>) -> Result<Option<Vec<Vec<u8>>>, SessionError> {
+/// Whether a directory can be listed and holds nothing but ProxyFS's own one.
+fn is_empty<R: Remote>(remote: &mut R, path: Vec<u8>) -> Result<bool, SessionError> {
     let Reply::Handle(handle) = ask(remote, Request::Opendir { path })? else {
-        return Ok(None);
+        return Ok(false);
     };
-    let mut names = Vec::new();
-    while let Some(more) = read_names(remote, &handle)? {
-        names.extend(more.into_iter().map(|n| n.name));
+    // The first name decides: there may be a million.
+    let mut empty = true;
+    while empty {
+        let handle = handle.clone();
+        let names = match ask(remote, Request::Readdir { handle })? {
+            Reply::Names(names) if !names.is_empty() => names,
+            Reply::Ok
+            | Reply::Status(_)
+            | Reply::Handle(_)
+            | Reply::Data(_)
+            | Reply::Names(_)
+            | Reply::Attrs(_) => break,
+        };
+        empty = names.iter().all(|n| is_ours(&n.name));
     }
-    ask(remote, Request::Close { handle })?;
-    names.retain(|n| !matches!(&n[..], b"." | b"..") && n != PRIVATE_DIR.as_bytes());
-    Ok(Some(names))
+    remote.send(Request::Close { handle }); // nobody waits for that
+    Ok(empty)
 }
 
-fn read_names<R: Remote>(
+/// Whether it is `.`, `..` or ProxyFS's own directory.
+fn is_ours(name: &[u8]) -> bool {
+    matches!(name, b"." | b"..") || name == PRIVATE_DIR.as_bytes()
+}
+
+/// The names in directories that were asked to be opened, side by side; none where that was refused.
+fn list_all<R: Remote, const N: usize>(
     remote: &mut R,
-    handle: &Handle,
-) -> Result<Option<Vec<Name>>, SessionError> {
-    match ask(
-        remote,
-        Request::Readdir {
-            handle: handle.clone(),
-        },
-    )? {
-        Reply::Names(names) => Ok(Some(names).filter(|n| !n.is_empty())),
-        Reply::Ok
-        | Reply::Status(Status { .. })
-        | Reply::Handle(_)
-        | Reply::Data(_)
-        | Reply::Attrs(_) => Ok(None),
+    opened: [Reply; N],
+) -> Result<[Vec<Vec<u8>>; N], SessionError> {
+    let mut lists = [const { Vec::new() }; N];
+    let mut open: Vec<(usize, Handle)> = Vec::new();
+    for (i, reply) in opened.into_iter().enumerate() {
+        if let Reply::Handle(handle) = reply {
+            open.push((i, handle));
+        }
     }
+    while !open.is_empty() {
+        let mut asked = Vec::new();
+        for (i, handle) in &open {
+            for _ in 0..READDIRS {
+                let handle = handle.clone();
+                asked.push((*i, remote.send(Request::Readdir { handle })));
+            }
+        }
+        let tickets: Vec<Ticket> = asked.iter().map(|a| a.1).collect();
+        let mut at_end = [false; N];
+        for ((i, _), reply) in asked.iter().zip(answers(remote, &tickets)?) {
+            match reply {
+                Reply::Names(names) if !names.is_empty() => {
+                    lists[*i].extend(names.into_iter().map(|n| n.name));
+                }
+                Reply::Ok
+                | Reply::Status(_)
+                | Reply::Handle(_)
+                | Reply::Data(_)
+                | Reply::Names(_)
+                | Reply::Attrs(_) => at_end[*i] = true,
+            }
+        }
+        for (_, handle) in open.extract_if(.., |(i, _)| at_end[*i]) {
+            remote.send(Request::Close { handle }); // nobody waits for that
+        }
+    }
+    Ok(lists)
 }
 
 /// Sends one request and waits for its reply; nothing else is under way here.
 fn ask<R: Remote>(remote: &mut R, request: Request) -> Result<Reply, SessionError> {
-    let asked = remote.send(request);
-    loop {
+    let [reply] = ask_all(remote, [request])?;
+    Ok(reply)
+}
+
+/// Sends requests of which none needs another to be through, and waits for all replies.
+fn ask_all<R: Remote, const N: usize>(
+    remote: &mut R,
+    requests: [Request; N],
+) -> Result<[Reply; N], SessionError> {
+    let tickets = requests.map(|request| remote.send(request));
+    let mut replies = answers(remote, &tickets)?.into_iter();
+    // As many as were asked for.
+    Ok(tickets.map(|_| replies.next().unwrap_or(Reply::Ok)))
+}
+
+/// Waits for the replies to these, and gives them in this order.
+fn answers<R: Remote>(remote: &mut R, asked: &[Ticket]) -> Result<Vec<Reply>, SessionError> {
+    let mut missing: HashSet<Ticket> = asked.iter().copied().collect();
+    let mut found: HashMap<Ticket, Reply> = HashMap::new();
+    while !missing.is_empty() {
         remote.pump(Duration::from_secs(1), None)?;
         while let Some((ticket, reply)) = remote.reply() {
-            if ticket == asked {
-                return Ok(reply);
+            if missing.remove(&ticket) {
+                found.insert(ticket, reply);
             }
         }
     }
+    Ok(asked.iter().filter_map(|t| found.remove(t)).collect())
 }

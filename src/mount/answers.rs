@@ -39,6 +39,7 @@ pub fn caller(req: &Request, umask: u32) -> Caller {
         uid: req.uid(),
         gid: req.gid(),
         umask,
+        thread: req.pid(),
     }
 }
 

@@ -10,7 +10,7 @@ use super::answers::{
     LocalResult, TTL, caller, errno, file_attr, fopen_flags, kind, no_entry, reply_attr,
     reply_empty, reply_entry, reply_xattr, set_time, with_buffer,
 };
-use crate::local::{DirectoryEntry, Local, SetAttributes, Stat};
+use crate::local::{DirectoryEntry, Local, SetAttributes, Stat, Writer};
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation,
     INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, PollEvents,
@@ -280,7 +280,7 @@ impl Filesystem for ProxyFs {
 
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -290,9 +290,12 @@ impl Filesystem for ProxyFs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        match self.local.write(fh.0, offset, data, kill, cached) {
+        let by = Writer {
+            thread: req.pid(),
+            kill_privileges: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
+            cached: write_flags.contains(WriteFlags::FUSE_WRITE_CACHE),
+        };
+        match self.local.write(fh.0, offset, data, by) {
             Ok(written) => {
                 self.forget_attributes(written.privileges_cleared, ino);
                 // No more than `data` is long, which the kernel counts in 32 bits.
@@ -304,13 +307,13 @@ impl Filesystem for ProxyFs {
 
     fn flush(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        reply_empty(reply, self.local.flush_file(fh.0));
+        reply_empty(reply, self.local.flush_file(fh.0, req.pid()));
     }
 
     fn release(

@@ -30,7 +30,7 @@ use super::wire::{self, Limits, Malformed, Version, extension};
 use super::{Features, Remote, Reply, Request, SessionError, Status, Ticket, code};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
-use ssh2::{BlockDirections, Channel, ExtendedData, Session};
+use ssh2::{BlockDirections, Channel, ErrorCode, ExtendedData, Session};
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -58,6 +58,12 @@ const PLAIN_SIZE: u32 = 32 * 1024;
 
 /// A buffer with more room than this gives it back when it is empty, in bytes.
 const KEPT_ROOM: usize = 1024 * 1024;
+
+/// libssh2's error codes (libssh2.h) as far as we tell them apart.
+mod error {
+    /// SOCKET_SEND, SOCKET_DISCONNECT, SOCKET_RECV.
+    pub const CLOSED: [i32; 3] = [-7, -13, -43];
+}
 
 /// What the channels of one session share: its socket and libssh2's state of it. libssh2 lets one
 /// thread in at a time; all channels of a session belong on one thread.
@@ -256,7 +262,7 @@ impl SftpChannel {
                     self.traffic.0 += n as u64;
                 }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => break,
-                Err(e) => return Err(SessionError::Lost(e.to_string())),
+                Err(e) => return Err(self.lost(&e)),
             }
         }
         if self.written == self.output.len() {
@@ -285,8 +291,20 @@ impl SftpChannel {
                 Ok(Some(n))
             }
             Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(None),
-            Err(e) => Err(SessionError::Lost(e.to_string())),
+            Err(e) => Err(self.lost(&e)),
         }
+    }
+
+    /// In words: libssh2's own say where in its code it was, "transport read".
+    fn lost(&self, e: &std::io::Error) -> SessionError {
+        let last = ssh2::Error::last_session_error(&self.link.session).map(|e| e.code());
+        let why = match last {
+            Some(ErrorCode::Session(code)) if error::CLOSED.contains(&code) => {
+                "the server closed the connection".to_string()
+            }
+            _ => e.to_string(),
+        };
+        SessionError::Lost(why)
     }
 
     /// Turns the whole packets in `input` into replies.

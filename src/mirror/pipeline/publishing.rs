@@ -13,8 +13,12 @@ impl<R: Remote> Pipeline<'_, R> {
             let seq = self.publish_next;
             let index = (seq - self.cursor - 1) as usize;
             let job = &self.window[index];
-            match job.stage {
+            match &job.stage {
                 Stage::Ready | Stage::Gone => {}
+                Stage::Refused(status) if self.publishing == 0 => {
+                    return Err(MirrorError::refused(seq, job.change(), status.clone()));
+                }
+                Stage::Refused(_) => break,
                 Stage::Waiting | Stage::Uploading(_) | Stage::Symlink(..) => break,
             }
             if self.must_wait(&job.row.change) {

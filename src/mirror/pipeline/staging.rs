@@ -6,7 +6,8 @@ impl<R: Remote> Pipeline<'_, R> {
     pub(super) fn start_uploads(&mut self) -> Result<(), MirrorError> {
         let handles = self.remote.features().max_handles.unwrap_or(u64::MAX) / 2;
         let limit = STAGING.min(handles.max(1) as usize);
-        while self.stage_next <= self.last_loaded() && self.uploading.len() < limit {
+        let last = self.staging_refused.unwrap_or(self.last_loaded());
+        while self.stage_next <= last && self.uploading.len() < limit {
             if self.open_files() >= OPEN_FILES {
                 break;
             }
@@ -148,7 +149,7 @@ impl<R: Remote> Pipeline<'_, R> {
                 let over = *missing == 0;
                 over.then(|| failure.take().map_or(Outcome::Complete, Outcome::Refused))
             }
-            Stage::Ready | Stage::Waiting | Stage::Gone => None,
+            Stage::Ready | Stage::Waiting | Stage::Gone | Stage::Refused(_) => None,
         };
         let Some(outcome) = outcome else {
             return Ok(());
@@ -169,7 +170,9 @@ impl<R: Remote> Pipeline<'_, R> {
             }
             Outcome::Complete | Outcome::Changed => job.stage = Stage::Ready,
             Outcome::Refused(status) => {
-                return Err(MirrorError::refused(seq, &job.row.change, status));
+                job.stage = Stage::Refused(status);
+                let first = self.staging_refused.map_or(seq, |first| first.min(seq));
+                self.staging_refused = Some(first);
             }
         }
         Ok(())

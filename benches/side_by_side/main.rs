@@ -1,0 +1,141 @@
+//! `make bench`: ProxyFS beside its alternatives, on real parts: the program as it is released, a kernel
+//! mount, OpenSSH, and a line with a given delay (the relay of the tests, on loopback).
+//!
+//! What makes numbers lie, and what answers it:
+//!
+//! * *A machine that is busy with something else.* What is compared is measured in turns in one run, and
+//!   judged by the ratio of the medians.
+//! * *An opponent at a disadvantage.* rsync reads a plain directory that is in the page cache, not the mount;
+//!   it goes through the same relay to the same server, with the same key.
+//! * *Speed by leaving something out.* What arrived is compared with what was sent, to the byte, outside of
+//!   the measured time.
+//!
+//! A goal that is missed makes the exit status 1. `BENCH="--quick"` for a small try, `BENCH="latency"` for
+//! one part: see `--help`. Nothing is left behind, also when it is interrupted.
+#![allow(clippy::unwrap_used)]
+
+// The tests' parts; not all of what they can do is needed here.
+#[allow(dead_code)]
+#[path = "../../tests/support/daemon.rs"]
+mod daemon;
+#[allow(dead_code)]
+#[path = "../../tests/support/relay.rs"]
+mod relay;
+#[allow(dead_code)]
+#[path = "../../tests/support/sshd.rs"]
+mod sshd;
+#[allow(dead_code)]
+#[path = "../../tests/support/tree.rs"]
+mod tree;
+
+mod backlog;
+mod big_file;
+mod latency;
+mod new_files;
+mod opponents;
+mod rig;
+mod table;
+
+use std::time::{Duration, Instant};
+use table::Table;
+
+/// How large everything is.
+pub struct Size {
+    /// Measurements of each kind, in turns.
+    pub rounds: usize,
+    /// Delays of the line.
+    pub rtts: Vec<Duration>,
+    /// New files in a round.
+    pub new_files: usize,
+    /// Files that are waited for one by one.
+    pub single_files: usize,
+    /// Changes that wait for a mirror.
+    pub pending: usize,
+    /// Length of the large file in bytes.
+    pub big_file: usize,
+}
+
+impl Size {
+    fn full() -> Size {
+        Size {
+            rounds: 5,
+            rtts: [100, 20, 0].map(Duration::from_millis).to_vec(),
+            new_files: 2000,
+            single_files: 100,
+            pending: 100_000,
+            big_file: 256 << 20,
+        }
+    }
+
+    fn quick() -> Size {
+        Size {
+            rounds: 1,
+            rtts: [100, 0].map(Duration::from_millis).to_vec(),
+            new_files: 400,
+            single_files: 20,
+            pending: 5000,
+            big_file: 16 << 20,
+        }
+    }
+}
+
+type Part = fn(&Size, &mut Table);
+
+const PARTS: [(&str, Part, &str); 4] = [
+    ("new-files", new_files::run, "many new files, beside rsync"),
+    (
+        "latency",
+        latency::run,
+        "from close() to visible on the mirror",
+    ),
+    (
+        "backlog",
+        backlog::run,
+        "a mirror that is far behind: mount, status, memory",
+    ),
+    ("big-file", big_file::run, "one file, beside rsync and scp"),
+];
+
+const USAGE: &str =
+    "make bench BENCH=\"[--quick] [--rounds N] [PART...]\"\n\nParts (all, if none is named):";
+
+fn usage() {
+    println!("{USAGE}");
+    for (name, _, what) in PARTS {
+        println!("  {name:10}  {what}");
+    }
+}
+
+fn main() {
+    let mut size = Size::full();
+    let mut wanted = Vec::new();
+    let mut arguments = std::env::args().skip(1);
+    let mut rounds = None;
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--bench" => {} // cargo's
+            "--quick" => size = Size::quick(),
+            "--rounds" => rounds = arguments.next().and_then(|n| n.parse().ok()),
+            "--help" => return usage(),
+            part if PARTS.iter().any(|p| p.0 == part) => wanted.push(part.to_string()),
+            other => {
+                eprintln!("there is no part or option {other}");
+                usage();
+                std::process::exit(2);
+            }
+        }
+    }
+    size.rounds = rounds.unwrap_or(size.rounds).max(1);
+    rig::stop_on_signals();
+    let started = Instant::now();
+    let mut table = Table::new();
+    for (name, part, _) in PARTS {
+        if wanted.is_empty() || wanted.iter().any(|w| w == name) {
+            eprintln!("{name} ...");
+            part(&size, &mut table);
+        }
+    }
+    println!("\n{}\n\n{table}", rig::machine());
+    eprintln!("{:.0} s in all", started.elapsed().as_secs_f64());
+    std::process::exit(if table.all_reached() { 0 } else { 1 });
+}
