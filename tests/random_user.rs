@@ -295,7 +295,7 @@ fn a_file_that_went_before_it_travelled_is_missed_in_a_shut_directory_too() {
     daemon.ok(&["pause", "far"]);
     fs::create_dir(www.join("d")).unwrap();
     fs::write(www.join("d/f"), "never travels").unwrap();
-    fs::set_permissions(www.join("d"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(www.join("d"), fs::Permissions::from_mode(0o0)).unwrap();
     fs::write(www.join("d/f"), "nor does this").unwrap();
     fs::write(www.join("g"), "stays").unwrap();
     let (f, g) = (www.join("d/f"), www.join("g"));
