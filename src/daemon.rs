@@ -99,6 +99,16 @@ impl Shared {
 /// It can't run: nothing is mounted then.
 pub fn run(config: Config, overrides: Overrides) -> Result<(), DaemonError> {
     let log = logging::start(config.log_file.as_deref(), config.log_level).map_err(failed)?;
+    let has_file = config.log_file.is_some();
+    let ended = run_with(config, overrides, &log);
+    // Standard error is told by the caller; but who looks for the reason looks into the log.
+    if let (Err(why), true) = (&ended, has_file) {
+        log::error!("{why}");
+    }
+    ended
+}
+
+fn run_with(config: Config, overrides: Overrides, log: &LogHandle) -> Result<(), DaemonError> {
     for warning in &config.warnings {
         log::warn!("{warning}");
     }
@@ -154,7 +164,7 @@ pub fn run(config: Config, overrides: Overrides) -> Result<(), DaemonError> {
         config: config.into(),
         events,
     });
-    let served = serve(&shared, &mounted, &run_dir, &inbox, &log, &overrides);
+    let served = serve(&shared, &mounted, &run_dir, &inbox, log, &overrides);
     let ended = take_down(&shared, mounted);
     served.and(ended)
 }

@@ -74,14 +74,7 @@ fn command(arguments: Arguments) -> Result<(), Failure> {
             print(&format!("{}: no problem found\n", file.display()))
         }
         Command::Status { json } => {
-            let config = load()?;
-            let status = match ask(&config, &ControlRequest::Status, Some(ANSWER_WITHIN)) {
-                Ok(answer) => Status::from_json(&answer).map_err(Failure::new)?,
-                Err(ControlError::NotRunning { .. }) => {
-                    daemon::status_from_journal(&config).map_err(Failure::new)?
-                }
-                Err(why) => return Err(Failure::new(why)),
-            };
+            let status = status(&load()?)?;
             if json {
                 print_json(&status.to_json())
             } else {
@@ -108,8 +101,14 @@ fn command(arguments: Arguments) -> Result<(), Failure> {
                 }
                 Err(why) => return Err(Failure::new(why)),
             };
-            let more = (tasks.len() as u64).saturating_sub(limit);
+            let mut more = (tasks.len() as u64).saturating_sub(limit);
             tasks.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+            if more > 0 && !json {
+                let all = status(&config)?.mirrors.into_iter();
+                let asked = all.filter(|m| mirror.as_ref().is_none_or(|name| *name == m.name));
+                let pending: u64 = asked.map(|m| m.pending_ops).sum();
+                more = more.max(pending.saturating_sub(tasks.len() as u64));
+            }
             if json {
                 print_json(&Task::list_to_json(&tasks))
             } else {
@@ -135,6 +134,17 @@ fn command(arguments: Arguments) -> Result<(), Failure> {
             print(&format!("{}\n", answer.as_str().unwrap_or_default()))
         }
         Command::Stop => stop(&load()?),
+    }
+}
+
+/// What the daemon tells, or the journal when it is down.
+fn status(config: &Config) -> Result<Status, Failure> {
+    match ask(config, &ControlRequest::Status, Some(ANSWER_WITHIN)) {
+        Ok(answer) => Status::from_json(&answer).map_err(Failure::new),
+        Err(ControlError::NotRunning { .. }) => {
+            daemon::status_from_journal(config).map_err(Failure::new)
+        }
+        Err(why) => Err(Failure::new(why)),
     }
 }
 

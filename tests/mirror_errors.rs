@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// The directory of a mirror: one of several on a server, made and given to the login user.
-fn base(sshd: &Sshd, name: &str) -> PathBuf {
+pub fn base(sshd: &Sshd, name: &str) -> PathBuf {
     let path = sshd.base().join(name);
     if !path.exists() {
         fs::create_dir(&path).unwrap();
@@ -26,7 +26,7 @@ fn base(sshd: &Sshd, name: &str) -> PathBuf {
 }
 
 /// Adds a mirror that is tried again at once and for ever, but for what `changes` say.
-fn add(daemon: &mut Daemon, name: &str, sshd: &Sshd, changes: &[(&str, &str)]) {
+pub fn add(daemon: &mut Daemon, name: &str, sshd: &Sshd, changes: &[(&str, &str)]) {
     let mut settings = vec![
         ("host", "127.0.0.1".to_string()),
         ("port", sshd.port().to_string()),
@@ -50,7 +50,7 @@ fn add(daemon: &mut Daemon, name: &str, sshd: &Sshd, changes: &[(&str, &str)]) {
 }
 
 /// A known_hosts file that knows the server at whatever port.
-fn known_anywhere(sshd: &Sshd) -> String {
+pub fn known_anywhere(sshd: &Sshd) -> String {
     let line = fs::read_to_string(sshd.known_hosts_path()).unwrap();
     let path = sshd.file("known_anywhere");
     fs::write(&path, format!("* {}", line.split_once(' ').unwrap().1)).unwrap();
@@ -58,7 +58,7 @@ fn known_anywhere(sshd: &Sshd) -> String {
 }
 
 #[track_caller]
-fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !done() {
         assert!(Instant::now() < deadline, "waited in vain: {what}");
@@ -128,7 +128,7 @@ fn waiting_is_vain(daemon: &Daemon, name: &str, words: &str) {
 
 /// All is right again: every mirror gets everything.
 #[track_caller]
-fn everything_arrives(daemon: &Daemon, sshd: &Sshd, names: &[&str]) {
+pub fn everything_arrives(daemon: &Daemon, sshd: &Sshd, names: &[&str]) {
     daemon.wait();
     for name in names {
         // With nothing to be sent, it may not be connected by now.

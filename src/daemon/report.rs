@@ -209,7 +209,13 @@ pub(super) fn wait(
             }
             match now.state {
                 MirrorState::Stopped | MirrorState::NeedsSync | MirrorState::Paused => {
-                    let why = now.last_error.map(|e| format!(": {e}")).unwrap_or_default();
+                    let why = match now.last_error {
+                        Some(why) => format!(": {why}"),
+                        None if now.state == MirrorState::Paused => {
+                            format!(": `proxyfs resume {name}` lets it go on")
+                        }
+                        None => String::new(),
+                    };
                     return Err(format!("mirror {name} is {}{why}", now.state));
                 }
                 MirrorState::Synced | MirrorState::Syncing | MirrorState::Retrying => {
