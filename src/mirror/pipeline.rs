@@ -52,9 +52,9 @@ pub(super) use trouble::MARKS;
 const WINDOW: usize = 2048;
 /// Rows read from the journal at a time.
 const LOAD: usize = 512;
-/// Files being staged at once at most, and at most half of the handles that the server has.
+/// Files open there at once at most, and at most half of the handles that the server has.
 const STAGING: usize = 512;
-/// Of those, files that are kept open here.
+/// Files being staged that are kept open here, at most.
 const OPEN_FILES: usize = 16;
 /// Bytes of file data without a reply at most.
 const UNACKNOWLEDGED: usize = 8 << 20;
@@ -273,8 +273,9 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             }
             if !self.is_halted() {
                 self.load()?;
-                self.start_uploads()?;
+                // In this order: files that are closed make room for others in the same round trip.
                 self.feed_uploads()?;
+                self.start_uploads()?;
                 self.publish()?;
             } else {
                 self.feed_uploads()?;

@@ -176,6 +176,11 @@ impl Upload {
         matches!(self.body, Body::Open(_))
     }
 
+    /// Whether its last request, the CLOSE, is on the way.
+    pub fn is_closing(&self) -> bool {
+        matches!(self.phase, Phase::Closing | Phase::Finished)
+    }
+
     /// Length of the file, and how much of it has been sent, in bytes.
     pub fn progress(&self) -> (u64, u64) {
         (self.stamp.size, self.sent)

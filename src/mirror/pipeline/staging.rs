@@ -7,23 +7,33 @@ impl<R: Remote> Pipeline<'_, R> {
         let handles = self.remote.features().max_handles.unwrap_or(u64::MAX) / 2;
         let limit = STAGING.min(handles.max(1) as usize);
         let last = self.staging_refused.unwrap_or(self.last_loaded());
-        while self.stage_next <= last && self.uploading.len() < limit {
-            if self.open_files() >= OPEN_FILES {
-                break;
-            }
+        // Counted once a turn, not once a file: there are hundreds.
+        let (mut there, mut here) = (0, 0);
+        for seq in &self.uploading {
+            let (holds_handle, holds_file) = self.held_by(*seq);
+            there += usize::from(holds_handle);
+            here += usize::from(holds_file);
+        }
+        while self.stage_next <= last && there < limit && here < OPEN_FILES {
             let seq = self.stage_next;
             self.stage_next += 1;
             self.stage(seq)?;
+            let (holds_handle, holds_file) = self.held_by(seq);
+            there += usize::from(holds_handle);
+            here += usize::from(holds_file);
         }
         Ok(())
     }
 
-    pub(super) fn open_files(&self) -> usize {
-        let held = self.uploading.iter().filter(|seq| {
-            let job = self.window.get((**seq - self.cursor - 1) as usize);
-            job.is_some_and(|j| matches!(&j.stage, Stage::Uploading(u) if u.holds_file()))
-        });
-        held.count()
+    /// Whether a row's upload needs one of the server's handles, and whether it keeps a file open here.
+    fn held_by(&self, seq: Seq) -> (bool, bool) {
+        let job = self.window.get((seq - self.cursor - 1) as usize);
+        let Some(Stage::Uploading(upload)) = job.map(|j| &j.stage) else {
+            return (false, false);
+        };
+        // A server that takes one request after another closes the old file before it opens the next.
+        let closing = upload.is_closing() && self.remote.features().openssh;
+        (!closing, upload.holds_file())
     }
 
     pub(super) fn stage(&mut self, seq: Seq) -> Result<(), MirrorError> {
