@@ -189,7 +189,7 @@ fn new_files_take_a_round_trip_for_every_five_hundred_and_the_server_keeps_half_
         journal: &scene.journal,
         reader: &reader,
         inbox: &inbox,
-        live: &Live::new(0, None),
+        live: &Live::new(None, None),
     };
     Pipeline::new(setup, &mut remote).unwrap().run().unwrap();
     tree::assert_same(&scene.source(), &scene.mirror());
