@@ -49,11 +49,15 @@ mod trouble;
 pub(super) use trouble::MARKS;
 
 /// Rows in memory at most.
-const WINDOW: usize = 2048;
+const WINDOW: usize = 4096;
 /// Rows read from the journal at a time.
 const LOAD: usize = 512;
-/// Files open there at once at most, and at most half of the handles that the server has.
-const STAGING: usize = 512;
+/// Files open there at once at most, where the server has the handles.
+const STAGING: usize = 1024;
+/// Handles of the server that are left to others, and to what is being closed.
+const SPARE_HANDLES: u64 = 64;
+/// Bytes of small files at most that wait here for the server to open them.
+const READ_AHEAD: usize = 8 << 20;
 /// Files being staged that are kept open here, at most.
 const OPEN_FILES: usize = 16;
 /// Bytes of file data without a reply at most.

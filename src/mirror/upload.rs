@@ -176,6 +176,14 @@ impl Upload {
         matches!(self.body, Body::Open(_))
     }
 
+    /// How many bytes it has read and not yet sent.
+    pub fn holds_bytes(&self) -> usize {
+        match &self.body {
+            Body::Read(bytes) => bytes.len(),
+            Body::Open(_) => 0,
+        }
+    }
+
     /// Whether its last request, the CLOSE, is on the way.
     pub fn is_closing(&self) -> bool {
         matches!(self.phase, Phase::Closing | Phase::Finished)

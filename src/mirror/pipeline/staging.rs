@@ -2,38 +2,71 @@
 
 use super::*;
 
+/// What uploads need as long as they are under way.
+#[derive(Default)]
+struct Held {
+    /// Handles of the server.
+    handles: usize,
+    /// Files that are open here.
+    files: usize,
+    /// Bytes that were read and not yet sent.
+    bytes: usize,
+}
+
+impl Held {
+    fn add(&mut self, more: Held) {
+        self.handles += more.handles;
+        self.files += more.files;
+        self.bytes += more.bytes;
+    }
+}
+
 impl<R: Remote> Pipeline<'_, R> {
     pub(super) fn start_uploads(&mut self) -> Result<(), MirrorError> {
-        let handles = self.remote.features().max_handles.unwrap_or(u64::MAX) / 2;
-        let limit = STAGING.min(handles.max(1) as usize);
+        let limit = self.most_handles();
         let last = self.staging_refused.unwrap_or(self.last_loaded());
         // Counted once a turn, not once a file: there are hundreds.
-        let (mut there, mut here) = (0, 0);
+        let mut held = Held::default();
         for seq in &self.uploading {
-            let (holds_handle, holds_file) = self.held_by(*seq);
-            there += usize::from(holds_handle);
-            here += usize::from(holds_file);
+            held.add(self.held_by(*seq));
         }
-        while self.stage_next <= last && there < limit && here < OPEN_FILES {
+        while self.stage_next <= last
+            && held.handles < limit
+            && held.files < OPEN_FILES
+            && held.bytes < READ_AHEAD
+        {
             let seq = self.stage_next;
             self.stage_next += 1;
             self.stage(seq)?;
-            let (holds_handle, holds_file) = self.held_by(seq);
-            there += usize::from(holds_handle);
-            here += usize::from(holds_file);
+            held.add(self.held_by(seq));
         }
         Ok(())
     }
 
-    /// Whether a row's upload needs one of the server's handles, and whether it keeps a file open here.
-    fn held_by(&self, seq: Seq) -> (bool, bool) {
+    /// How many of the server's handles uploads may have.
+    fn most_handles(&self) -> usize {
+        let features = self.remote.features();
+        let most = match features.max_handles {
+            None => 512,
+            // It takes one request after another, so what is counted here is what is open there.
+            Some(all) if features.openssh => all.saturating_sub(SPARE_HANDLES).max(all / 2),
+            Some(all) => all / 2,
+        };
+        STAGING.min(most.max(1) as usize)
+    }
+
+    fn held_by(&self, seq: Seq) -> Held {
         let job = self.window.get((seq - self.cursor - 1) as usize);
         let Some(Stage::Uploading(upload)) = job.map(|j| &j.stage) else {
-            return (false, false);
+            return Held::default();
         };
         // A server that takes one request after another closes the old file before it opens the next.
         let closing = upload.is_closing() && self.remote.features().openssh;
-        (!closing, upload.holds_file())
+        Held {
+            handles: usize::from(!closing),
+            files: usize::from(upload.holds_file()),
+            bytes: upload.holds_bytes(),
+        }
     }
 
     pub(super) fn stage(&mut self, seq: Seq) -> Result<(), MirrorError> {
