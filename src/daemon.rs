@@ -23,7 +23,7 @@ use crate::control::{ControlRequest, ControlServer, Handler, socket_path};
 use crate::journal::Journal;
 use crate::local::{Local, LocalOptions};
 use crate::logging::{self, LogHandle};
-use crate::mirror::source::Source;
+use crate::mirror::source::{Source, Writing};
 use crate::mount::{self, MountOptions, Mounted, Unmounted};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use serde_json::{Value, json};
@@ -134,7 +134,14 @@ fn run_with(config: Config, overrides: Overrides, log: &LogHandle) -> Result<(),
     let _source_lock =
         identity::claim_source(local.root_fd(), &config.source, &journal).map_err(failed)?;
     let root = local.root_fd().try_clone_to_owned().map_err(failed)?;
-    let workers = Workers::new(Arc::clone(&journal), Arc::new(Source::new(root)));
+    let watched = Arc::clone(&local);
+    let watch = move |inode| match watched.being_written(inode) {
+        (_, true) => Writing::Anew,
+        (true, false) => Writing::UnderWay,
+        (false, false) => Writing::No,
+    };
+    let source = Arc::new(Source::new(root, Box::new(watch)));
+    let workers = Workers::new(Arc::clone(&journal), source);
     workers
         .apply(&config.mirrors, Instant::now() + RELOAD_WITHIN)
         .map_err(failed)?;

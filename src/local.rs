@@ -202,6 +202,17 @@ impl Local {
         }
     }
 
+    /// What of the file with this inode number is being written and not in the log: whether a write is
+    /// under way this moment, and whether it is written from its beginning (new, or emptied). For who reads
+    /// the file at the same time and wants a whole version of it.
+    pub fn being_written(&self, inode: u64) -> (bool, bool) {
+        let state = self.open.state(inode);
+        state.map_or((false, false), |state| {
+            let dirty = state.lock();
+            (dirty.is_under_way(), dirty.is_whole())
+        })
+    }
+
     /// How many inodes the kernel knows; for `status` and tests.
     pub fn known_inodes(&self) -> usize {
         self.inodes.read().len()

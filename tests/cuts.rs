@@ -180,7 +180,7 @@ fn times(meta: &fs::Metadata) -> Times {
 }
 
 /// name_to_handle_at(2), laid out as [`NodeId`] says.
-fn node_id(path: &Path) -> NodeId {
+pub(super) fn node_id(path: &Path) -> NodeId {
     #[repr(C)]
     struct Raw {
         bytes: u32,

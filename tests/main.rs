@@ -15,4 +15,5 @@ mod order;
 mod random_user;
 mod readme;
 mod replay;
+mod round_trips;
 mod sftp;

@@ -12,7 +12,9 @@ use super::support::relay::Relay;
 use super::support::sshd::Sshd;
 use super::support::tree::{self, assert_same};
 use super::support::user::{Trace, User};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -172,6 +174,11 @@ fn play(seed: u64) {
             }
         });
         if phase < 2 && random.chance(50) {
+            // A worker that waits for a silent server is given some seconds: not every time.
+            if random.chance(90) {
+                world.relay.resume();
+                world.held = false;
+            }
             world.daemon.stop();
             if random.chance(30) {
                 world.set_right();
@@ -208,7 +215,7 @@ fn play(seed: u64) {
         "seed {seed}: {} differences:\n{}\nafter:\n{}",
         wrong.len(),
         wrong.join("\n"),
-        trace.all()
+        trace.all() + "\nthe log:\n" + &log
     );
 }
 
@@ -274,4 +281,27 @@ fn a_daemon_killed_while_nobody_works_and_a_mirror_is_behind_loses_nothing() {
         daemon.wait();
         assert_same(&www, &sshd.base());
     }
+}
+
+// ---- what random users found ----
+
+#[test]
+fn a_file_that_went_before_it_travelled_is_missed_in_a_shut_directory_too() {
+    let far = Sshd::builder().ordinary_user().start();
+    let mut daemon = Daemon::new();
+    daemon.add_mirror("far", &far);
+    daemon.start();
+    let www = daemon.source();
+    daemon.ok(&["pause", "far"]);
+    fs::create_dir(www.join("d")).unwrap();
+    fs::write(www.join("d/f"), "never travels").unwrap();
+    fs::set_permissions(www.join("d"), fs::Permissions::from_mode(0o0)).unwrap();
+    fs::write(www.join("d/f"), "nor does this").unwrap();
+    fs::write(www.join("g"), "stays").unwrap();
+    let (f, g) = (www.join("d/f"), www.join("g"));
+    renameat_with(CWD, f, CWD, &g, RenameFlags::EXCHANGE).unwrap();
+    fs::remove_file(&g).unwrap();
+    daemon.ok(&["resume", "far"]);
+    daemon.wait();
+    assert_same(&www, &far.base());
 }

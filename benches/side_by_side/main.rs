@@ -96,8 +96,7 @@ const PARTS: [(&str, Part, &str); 4] = [
     ("big-file", big_file::run, "one file, beside rsync and scp"),
 ];
 
-const USAGE: &str =
-    "make bench BENCH=\"[--quick] [--rounds N] [PART...]\"\n\nParts (all, if none is named):";
+const USAGE: &str = "make bench BENCH=\"[--quick] [--rounds N] [--rtt MS] [PART...]\"\n\n--rtt is of new-files. Parts (all, if none is named):";
 
 fn usage() {
     println!("{USAGE}");
@@ -106,16 +105,28 @@ fn usage() {
     }
 }
 
+/// The number behind an option.
+fn number(argument: Option<String>) -> Option<u64> {
+    let number = argument.as_ref().and_then(|a| a.parse().ok());
+    if number.is_none() {
+        eprintln!("a number is missing");
+        usage();
+        std::process::exit(2);
+    }
+    number
+}
+
 fn main() {
     let mut size = Size::full();
     let mut wanted = Vec::new();
     let mut arguments = std::env::args().skip(1);
-    let mut rounds = None;
+    let (mut rounds, mut rtt) = (None, None);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--bench" => {} // cargo's
             "--quick" => size = Size::quick(),
-            "--rounds" => rounds = arguments.next().and_then(|n| n.parse().ok()),
+            "--rounds" => rounds = number(arguments.next()),
+            "--rtt" => rtt = number(arguments.next()),
             "--help" => return usage(),
             part if PARTS.iter().any(|p| p.0 == part) => wanted.push(part.to_string()),
             other => {
@@ -125,7 +136,10 @@ fn main() {
             }
         }
     }
-    size.rounds = rounds.unwrap_or(size.rounds).max(1);
+    size.rounds = rounds.map_or(size.rounds, |n| n.max(1) as usize);
+    if let Some(rtt) = rtt {
+        size.rtts = vec![Duration::from_millis(rtt)];
+    }
     rig::stop_on_signals();
     let started = Instant::now();
     let mut table = Table::new();

@@ -280,16 +280,18 @@ impl Local {
         let end = offset.checked_add(length).ok_or(Errno::FBIG)?;
         state.lock().begin();
         let done = (|| {
-            let old = sys::stat(&handle.fd)?.size;
+            let old = sys::stat(&handle.fd)?;
             let cleared = uid != 0 && clear_privileges(&handle.fd)?;
             rustix::fs::fallocate(&handle.fd, mode, offset, length)?;
-            Ok((old, sys::stat(&handle.fd)?.size, cleared))
+            Ok((old, sys::stat(&handle.fd)?, cleared))
         })();
         let mut dirty = state.lock();
         if let Ok((old, new, _)) = done {
-            if old != new {
-                dirty.resized(old, new);
+            // The time alone may have changed: by a hole behind the end.
+            if (old.size, old.mtime) != (new.size, new.mtime) {
+                dirty.resized(old.size, new.size);
             }
+            let new = new.size;
             if mode.intersects(FallocateFlags::COLLAPSE_RANGE | FallocateFlags::INSERT_RANGE) {
                 dirty.wrote(offset, new);
             } else if mode.intersects(FallocateFlags::PUNCH_HOLE | FallocateFlags::ZERO_RANGE) {

@@ -157,6 +157,11 @@ impl Dirty {
         self.new || self.emptied
     }
 
+    /// Whether a write has begun and not ended.
+    pub fn is_under_way(&self) -> bool {
+        self.under_way > 0
+    }
+
     /// What to record. A file that is new or was emptied is recorded whole.
     pub fn extent(&self) -> Extent {
         if self.is_whole() {

@@ -36,7 +36,7 @@ use super::related::PathIndex;
 use super::settle::Settle;
 use super::source::Source;
 use super::upload::{Outcome, Upload};
-use crate::change::{Change, RelPath, Seq};
+use crate::change::{Change, Extent, RelPath, Seq};
 use crate::journal::{Journal, Progress, Reader, Row};
 use crate::sftp::{Remote, Reply, Request, Status, Ticket, code};
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -49,12 +49,16 @@ mod trouble;
 pub(super) use trouble::MARKS;
 
 /// Rows in memory at most.
-const WINDOW: usize = 2048;
+const WINDOW: usize = 4096;
 /// Rows read from the journal at a time.
 const LOAD: usize = 512;
-/// Files being staged at once at most, and at most half of the handles that the server has.
-const STAGING: usize = 512;
-/// Of those, files that are kept open here.
+/// Files open there at once at most, where the server has the handles.
+const STAGING: usize = 1024;
+/// Handles of the server that are left to others, and to what is being closed.
+const SPARE_HANDLES: u64 = 64;
+/// Bytes of small files at most that wait here for the server to open them.
+const READ_AHEAD: usize = 8 << 20;
+/// Files being staged that are kept open here, at most.
 const OPEN_FILES: usize = 16;
 /// Bytes of file data without a reply at most.
 const UNACKNOWLEDGED: usize = 8 << 20;
@@ -104,7 +108,8 @@ enum Stage {
     Uploading(Box<Upload>),
     /// Requests without a reply, and what failed first.
     Symlink(usize, Option<Status>),
-    /// The file is gone here, and so its content has nothing to do there.
+    /// The file is gone here, and so its content has nothing to do there. Or it is being written anew: its
+    /// next content is to come.
     Gone,
     /// The mirror does not take it. That ends the session when everything before it is done.
     Refused(Status),
@@ -272,8 +277,9 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             }
             if !self.is_halted() {
                 self.load()?;
-                self.start_uploads()?;
+                // In this order: files that are closed make room for others in the same round trip.
                 self.feed_uploads()?;
+                self.start_uploads()?;
                 self.publish()?;
             } else {
                 self.feed_uploads()?;

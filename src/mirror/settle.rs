@@ -106,7 +106,12 @@ impl Settle {
             | Change::Symlink { path, .. }
             | Change::Content { path, .. }
             | Change::Link { path, .. } => self.touch_parent(path),
-            Change::Attr { .. } => {}
+            // What a look saw of it may be older.
+            Change::Attr { path, .. } => {
+                if self.touched.contains_key(path) {
+                    self.touch(path.clone());
+                }
+            }
         }
     }
 
@@ -366,6 +371,31 @@ mod tests {
         });
         assert_eq!(send(&mut settle, HEAD), Some(vec![]));
         assert_eq!(pass(&mut settle, &source), ["/m/new/x", "/m/new", "/m"]);
+        assert!(settle.is_clear());
+    }
+
+    #[test]
+    fn what_was_set_by_itself_since_the_look_is_looked_at_again() {
+        let (_dir, source, mut settle) = at_work();
+        settle.touch_for(&Change::Unlink { path: path("a") });
+        settle.look(&source, Instant::now()).unwrap();
+        settle.touch_for(&Change::Attr {
+            path: RelPath::root(),
+            symlink: false,
+            mode: Some(0o500),
+            owner: None,
+            times: None,
+        });
+        assert_eq!(send(&mut settle, HEAD), Some(vec![]));
+        assert!(!settle.is_clear());
+        settle.touch_for(&Change::Attr {
+            path: path("file"),
+            symlink: false,
+            mode: Some(0o400),
+            owner: None,
+            times: None,
+        });
+        assert_eq!(pass(&mut settle, &source), ["/m"]);
         assert!(settle.is_clear());
     }
 

@@ -21,9 +21,25 @@ const MAX_HANDLE: usize = 128;
 /// How often an open is tried again that failed for want of memory, a millisecond apart.
 const ENOMEM_TRIES: u32 = 20;
 
+/// What is being done to a file of the source, as far as the log does not know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writing {
+    /// Nothing that would make it half old and half new.
+    No,
+    /// A write is under way this moment.
+    UnderWay,
+    /// It is written from its beginning, and not closed: what is there now is no version of it. It will
+    /// be in the log again.
+    Anew,
+}
+
+/// Tells what is being done to the file with this inode number.
+pub type Watch = Box<dyn Fn(u64) -> Writing + Send + Sync>;
+
 /// The source's tree, held by its root.
 pub struct Source {
     root: OwnedFd,
+    watch: Watch,
 }
 
 #[repr(C)]
@@ -34,20 +50,25 @@ struct FileHandle {
 }
 
 impl Source {
-    /// Takes the source's root directory, opened before anything was mounted over it.
-    pub fn new(root: OwnedFd) -> Source {
-        Source { root }
+    /// Takes the source's root directory, opened before anything was mounted over it, and whom to ask what
+    /// is being written.
+    pub fn new(root: OwnedFd, watch: Watch) -> Source {
+        Source { root, watch }
     }
 
-    /// Opens the root directory by its path. For a daemon that mounts over it, this must come first.
+    /// What is being done to the file with this inode number.
+    pub fn writing(&self, inode: u64) -> Writing {
+        (self.watch)(inode)
+    }
+
+    /// Opens the root directory of a tree that nobody serves.
     ///
     /// # Errors
     /// The operating system's.
     pub fn open_root(path: &Path) -> io::Result<Source> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Source {
-            root: openat(CWD, path, flags, Mode::empty())?,
-        })
+        let root = openat(CWD, path, flags, Mode::empty())?;
+        Ok(Source::new(root, Box::new(|_| Writing::No)))
     }
 
     /// Opens the file that `node` names, to read; none when it is gone. Needs CAP_DAC_READ_SEARCH.

@@ -6,6 +6,9 @@
 //! * *The file changes while it is read.* What arrives would be half old, half new. Its size and mtime
 //!   are compared before and after; if they differ the upload says [`Outcome::Changed`] and is not to
 //!   be published. (Not ctime: a rename or a new link changes that, and no byte.)
+//! * *The file is being written anew*, so that what is there is half of the next version, and stands still
+//!   while we look. The file system side knows that: such a file is [`Outcome::Rewritten`], and its next
+//!   content will be in the log when it is closed.
 //! * *A WRITE fails behind ones that succeeded.* Nothing is published before every reply is there.
 //! * *The server works on a later request before an earlier one is finished* (some do, though OpenSSH
 //!   does not): attributes are sent only when all WRITEs are acknowledged, else a late WRITE would
@@ -16,7 +19,7 @@
 //! Holes are not sent: data is looked for (SEEK_DATA), and the size is set at the end.
 
 use super::plan::{Rules, attributes};
-use super::source::{Source, mtime_of};
+use super::source::{Source, Writing, mtime_of};
 use crate::change::{NodeId, Owner, Times, Timestamp};
 use crate::sftp::{Attrs, Handle, OpenMode, Remote, Reply, Request, Status, Ticket};
 use rustix::fs::{SeekFrom, fstat, seek};
@@ -59,6 +62,8 @@ pub enum Outcome {
     Complete,
     /// The file changed meanwhile: what is there is no state that the file ever had.
     Changed,
+    /// It is being written anew: what is there is no version of it.
+    Rewritten,
     /// The server refused something.
     Refused(Status),
 }
@@ -67,6 +72,7 @@ pub enum Outcome {
 pub struct Upload {
     body: Body,
     stamp: Stamp,
+    inode: u64,
     attrs: Vec<Attrs>,
     phase: Phase,
     /// Offset of the next byte to look at.
@@ -81,7 +87,8 @@ pub struct Upload {
 }
 
 impl Upload {
-    /// Opens the file here and asks the mirror to open `dest`; none when the file is gone. `in_place`
+    /// Opens the file here and asks the mirror to open `dest`; none when the file is gone, or is being
+    /// written anew. `in_place`
     /// keeps what `dest` holds until it is overwritten.
     ///
     /// # Errors
@@ -116,9 +123,17 @@ impl Upload {
             mtime: stamp.mtime,
         };
         let mut attrs = attributes(Some(mode), Some(owner), Some(times), rules);
-        let body = match small_file(&file, stamp)? {
-            Some(bytes) => Body::Read(bytes),
-            None => Body::Open(file),
+        let bytes = small_file(&file, stamp)?;
+        // First whether it is written, then whether it has changed: what was whole in between, and is the same
+        // now, is a version.
+        let writing = source.writing(stat.st_ino);
+        if writing == Writing::Anew {
+            return Ok(None);
+        }
+        let still = writing == Writing::No && stamp_of(&file)? == stamp;
+        let body = match bytes {
+            Some(bytes) if still => Body::Read(bytes),
+            Some(_) | None => Body::Open(file),
         };
         // A hole at the end, or what an in-place update cuts off: no WRITE shows it.
         if (in_place || matches!(body, Body::Open(_)))
@@ -144,6 +159,7 @@ impl Upload {
         let upload = Upload {
             body,
             stamp,
+            inode: stat.st_ino,
             attrs,
             phase: Phase::Opening,
             next: 0,
@@ -158,6 +174,19 @@ impl Upload {
     /// Whether the upload keeps a local file open.
     pub fn holds_file(&self) -> bool {
         matches!(self.body, Body::Open(_))
+    }
+
+    /// How many bytes it has read and not yet sent.
+    pub fn holds_bytes(&self) -> usize {
+        match &self.body {
+            Body::Read(bytes) => bytes.len(),
+            Body::Open(_) => 0,
+        }
+    }
+
+    /// Whether its last request, the CLOSE, is on the way.
+    pub fn is_closing(&self) -> bool {
+        matches!(self.phase, Phase::Closing | Phase::Finished)
     }
 
     /// Length of the file, and how much of it has been sent, in bytes.
@@ -226,7 +255,7 @@ impl Upload {
     ///
     /// # Errors
     /// The file can't be looked at here.
-    pub fn take(&mut self, reply: Reply) -> io::Result<Option<Outcome>> {
+    pub fn take(&mut self, reply: Reply, source: &Source) -> io::Result<Option<Outcome>> {
         self.waiting -= 1;
         match (reply, &self.phase) {
             (Reply::Handle(handle), Phase::Opening) => self.phase = Phase::Writing(handle),
@@ -249,14 +278,15 @@ impl Upload {
         if let Some(status) = self.failure.take() {
             return Ok(Some(Outcome::Refused(status)));
         }
-        let unchanged = match &self.body {
-            Body::Read(_) => true, // looked at when it was read
-            Body::Open(file) => stamp_of(file)? == self.stamp,
+        let Body::Open(file) = &self.body else {
+            return Ok(Some(Outcome::Complete)); // looked at when it was read
         };
-        Ok(Some(if unchanged {
-            Outcome::Complete
-        } else {
-            Outcome::Changed
+        let writing = source.writing(self.inode);
+        let unchanged = stamp_of(file)? == self.stamp;
+        Ok(Some(match writing {
+            Writing::Anew => Outcome::Rewritten,
+            Writing::No if unchanged => Outcome::Complete,
+            Writing::No | Writing::UnderWay => Outcome::Changed,
         }))
     }
 
@@ -306,7 +336,7 @@ fn stamp_of(file: &File) -> io::Result<Stamp> {
     })
 }
 
-/// All of a file that fits one WRITE, if it did not change while it was read.
+/// All of a file that fits one WRITE, if it has not become shorter.
 fn small_file(file: &File, stamp: Stamp) -> io::Result<Option<Vec<u8>>> {
     if stamp.size > CHUNK as u64 {
         return Ok(None);

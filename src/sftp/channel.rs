@@ -149,11 +149,16 @@ impl SftpChannel {
         Ok(sftp)
     }
 
-    /// INIT and VERSION, then the limits where they are offered.
+    /// INIT and VERSION, and the limits where they are offered. OpenSSH, which offers them since 8.5 and
+    /// says so if it has not heard of them, is asked in the same breath: that spares a round trip.
     fn negotiate(&mut self, timeout: Duration) -> Result<(), OpenError> {
         const VERSION: &str = "starting SFTP";
         const LIMITS: &str = "asking for SFTP's limits";
         wire::encode_init(&mut self.output);
+        let id = self.in_flight.next();
+        if self.link.openssh {
+            wire::encode_limits(id, &mut self.output);
+        }
         let packet = match self.packet_within(timeout) {
             Ok(packet) => packet,
             // No packet: something else than an SFTP server has answered.
@@ -176,9 +181,11 @@ impl SftpChannel {
         self.features.lsetstat = version.offers(extension::LSETSTAT);
         self.features.copy_data = version.offers(extension::COPY_DATA);
         self.features.statvfs = version.offers(extension::STATVFS);
-        if version.offers(extension::LIMITS) {
-            let id = self.in_flight.next();
+        let offered = version.offers(extension::LIMITS);
+        if offered && !self.link.openssh {
             wire::encode_limits(id, &mut self.output);
+        }
+        if offered || self.link.openssh {
             let limits = self
                 .packet_within(timeout)
                 .and_then(|packet| match wire::reply_id(&packet)? {

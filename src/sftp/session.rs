@@ -172,8 +172,7 @@ fn connect_any(target: &Target, abort: &Abort) -> Result<SftpSession, ConnectErr
     let mut tried = Vec::new();
     match &target.login {
         Login::Keys { files, passphrase } => {
-            let mut problem = None;
-            let mut broken_off = None;
+            let (mut problem, mut broken_off) = (None, None);
             for path in files {
                 let outcome = KeyFile::read(path, passphrase.as_ref())
                     .map_err(|problem| key_error(path, problem))
@@ -192,7 +191,8 @@ fn connect_any(target: &Target, abort: &Abort) -> Result<SftpSession, ConnectErr
                     }
                     // One of several keys may be broken as long as another one works.
                     Err(e @ ConnectError::Key { .. }) => problem = problem.or(Some(e)),
-                    // So does a server whose MaxAuthTries is 1 say no: the next key may be the right one.
+                    // So a server says no that gives one try only (MaxAuthTries), or it went away: the
+                    // next key tells.
                     Err(e @ ConnectError::Lost { step: LOGIN, .. }) => broken_off = Some(e),
                     Err(e) => return Err(e),
                 }
@@ -533,6 +533,9 @@ mod error {
     pub const KEY_EXCHANGE: [i32; 2] = [-5, -8];
 }
 
+/// The step of logging in, in a message.
+const LOGIN: &str = "logging in";
+
 enum Class {
     Connection,
     Refused,
@@ -554,9 +557,6 @@ fn class_of(e: &ssh2::Error) -> Class {
         _ => Class::Other,
     }
 }
-
-/// The step in which keys are tried.
-const LOGIN: &str = "logging in";
 
 fn login_error(target: &Target, e: &ssh2::Error) -> ConnectError {
     let host = show_host(&target.host, target.port);

@@ -116,6 +116,9 @@ impl User {
 
     /// Does so many things, with a moment's rest here and there, and closes all files in the end.
     pub fn work(mut self, operations: usize) {
+        for home in &self.homes {
+            let _there_already = fs::create_dir(self.root.join(home));
+        }
         let weights: u64 = OPERATIONS.iter().map(|o| o.0).sum();
         for _ in 0..operations {
             let mut at = self.random.below(weights);
@@ -182,6 +185,10 @@ impl User {
             depth
         };
         for _ in 0..depth {
+            // Below what is no directory nothing can be done; that has to be tried too, now and then.
+            if !path.is_dir() && self.random.chance(90) {
+                break;
+            }
             path.push(OsStr::from_bytes(self.random.pick(&NAMES)));
         }
         path

@@ -193,7 +193,7 @@ impl<R: Remote> Pipeline<'_, R> {
         job.stage = Stage::Ready;
         match outcome {
             // Half old, half new can't be helped in place; the next content is coming.
-            Outcome::Complete | Outcome::Changed => {
+            Outcome::Complete | Outcome::Changed | Outcome::Rewritten => {
                 job.step = Step::Done;
                 self.publish_next = seq + 1;
             }
@@ -225,13 +225,29 @@ impl<R: Remote> Pipeline<'_, R> {
                 let seen = Some(seen).filter(|s| !s.is_empty());
                 plan::judge(job.change(), uncertain, main, seen.as_deref())
             }
+            // Whether it is there has to be known: see [`Ghosts`].
+            Err(status) if matches!(job.stage, Stage::Gone) => Verdict::Failed(status),
             Err(_) => plan::judge(job.change(), uncertain, main, None),
         };
         match verdict {
-            Verdict::Done => job.step = Step::Done,
+            Verdict::Done => {
+                job.step = Step::Done;
+                if main.iter().any(|reply| matches!(reply, Reply::Status(_))) {
+                    self.discard_staged(seq);
+                }
+            }
             other => self.in_trouble(seq, other),
         }
         self.publishing -= 1;
+    }
+
+    /// What was staged for a change that has turned out to be done does not stay behind. (If this does not
+    /// reach the mirror any more, the next session clears it away.)
+    pub(super) fn discard_staged(&mut self, seq: Seq) {
+        if self.job(seq).is_some_and(|job| job.is_staged()) {
+            let path = self.setup.place.stage(seq);
+            self.remote.send(Request::Remove { path });
+        }
     }
 
     pub(super) fn in_trouble(&mut self, seq: Seq, verdict: Verdict) {

@@ -2,28 +2,71 @@
 
 use super::*;
 
+/// What uploads need as long as they are under way.
+#[derive(Default)]
+struct Held {
+    /// Handles of the server.
+    handles: usize,
+    /// Files that are open here.
+    files: usize,
+    /// Bytes that were read and not yet sent.
+    bytes: usize,
+}
+
+impl Held {
+    fn add(&mut self, more: Held) {
+        self.handles += more.handles;
+        self.files += more.files;
+        self.bytes += more.bytes;
+    }
+}
+
 impl<R: Remote> Pipeline<'_, R> {
     pub(super) fn start_uploads(&mut self) -> Result<(), MirrorError> {
-        let handles = self.remote.features().max_handles.unwrap_or(u64::MAX) / 2;
-        let limit = STAGING.min(handles.max(1) as usize);
+        let limit = self.most_handles();
         let last = self.staging_refused.unwrap_or(self.last_loaded());
-        while self.stage_next <= last && self.uploading.len() < limit {
-            if self.open_files() >= OPEN_FILES {
-                break;
-            }
+        // Counted once a turn, not once a file: there are hundreds.
+        let mut held = Held::default();
+        for seq in &self.uploading {
+            held.add(self.held_by(*seq));
+        }
+        while self.stage_next <= last
+            && held.handles < limit
+            && held.files < OPEN_FILES
+            && held.bytes < READ_AHEAD
+        {
             let seq = self.stage_next;
             self.stage_next += 1;
             self.stage(seq)?;
+            held.add(self.held_by(seq));
         }
         Ok(())
     }
 
-    pub(super) fn open_files(&self) -> usize {
-        let held = self.uploading.iter().filter(|seq| {
-            let job = self.window.get((**seq - self.cursor - 1) as usize);
-            job.is_some_and(|j| matches!(&j.stage, Stage::Uploading(u) if u.holds_file()))
-        });
-        held.count()
+    /// How many of the server's handles uploads may have.
+    fn most_handles(&self) -> usize {
+        let features = self.remote.features();
+        let most = match features.max_handles {
+            None => 512,
+            // It takes one request after another, so what is counted here is what is open there.
+            Some(all) if features.openssh => all.saturating_sub(SPARE_HANDLES).max(all / 2),
+            Some(all) => all / 2,
+        };
+        STAGING.min(most.max(1) as usize)
+    }
+
+    fn held_by(&self, seq: Seq) -> Held {
+        let job = self.window.get((seq - self.cursor - 1) as usize);
+        let Some(Stage::Uploading(upload)) = job.map(|j| &j.stage) else {
+            return Held::default();
+        };
+        // A server that takes one request after another closes the old file before it opens the next.
+        let closing = upload.is_closing() && self.remote.features().openssh;
+        Held {
+            handles: usize::from(!closing),
+            files: usize::from(upload.holds_file()),
+            bytes: upload.holds_bytes(),
+        }
     }
 
     pub(super) fn stage(&mut self, seq: Seq) -> Result<(), MirrorError> {
@@ -128,11 +171,12 @@ impl<R: Remote> Pipeline<'_, R> {
         let in_place = self
             .job(seq)
             .is_some_and(|j| matches!(j.step, Step::InPlace));
+        let source = self.setup.source;
         let Some(job) = self.job(seq) else {
             return Ok(());
         };
         let outcome = match &mut job.stage {
-            Stage::Uploading(upload) => match upload.take(reply) {
+            Stage::Uploading(upload) => match upload.take(reply, source) {
                 Ok(outcome) => outcome,
                 Err(why) => {
                     return Err(MirrorError::Source {
@@ -159,6 +203,7 @@ impl<R: Remote> Pipeline<'_, R> {
             self.in_place_ended(seq, outcome);
             return Ok(());
         }
+        let comes_whole = outcome == Outcome::Changed && self.comes_whole_later(seq);
         let Some(job) = self.job(seq) else {
             return Ok(());
         };
@@ -168,7 +213,10 @@ impl<R: Remote> Pipeline<'_, R> {
                 job.stage = Stage::Waiting;
                 self.stage_next = self.stage_next.min(seq);
             }
+            // It was written anew meanwhile, and that is in the log already.
+            Outcome::Changed if comes_whole => self.leave_out(seq),
             Outcome::Complete | Outcome::Changed => job.stage = Stage::Ready,
+            Outcome::Rewritten => self.leave_out(seq),
             Outcome::Refused(status) => {
                 job.stage = Stage::Refused(status);
                 let first = self.staging_refused.map_or(seq, |first| first.min(seq));
@@ -176,5 +224,26 @@ impl<R: Remote> Pipeline<'_, R> {
             }
         }
         Ok(())
+    }
+
+    /// What was staged is no version of the file; its next content comes later.
+    fn leave_out(&mut self, seq: Seq) {
+        if let Some(job) = self.job(seq) {
+            job.stage = Stage::Gone;
+        }
+        let path = self.setup.place.stage(seq);
+        self.remote.send(Request::Remove { path });
+    }
+
+    /// Whether a later row has the whole of this row's file.
+    fn comes_whole_later(&self, seq: Seq) -> bool {
+        let index = (seq - self.cursor - 1) as usize;
+        let Some(Change::Content { node, .. }) = self.window.get(index).map(|j| &j.row.change)
+        else {
+            return false;
+        };
+        self.window.range(index + 1..).any(|job| {
+            matches!(&job.row.change, Change::Content { node: later, extent: Extent::Whole, .. } if later == node)
+        })
     }
 }

@@ -51,7 +51,10 @@ impl<R: Remote> Pipeline<'_, R> {
                 // What the server said is gone, but that it was no plain answer is known.
                 let failed = [Reply::Status(failure())];
                 match judge(&change, uncertain, &failed, Some(&seen)) {
-                    Verdict::Done => self.set_step(seq, Step::Done),
+                    Verdict::Done => {
+                        self.set_step(seq, Step::Done);
+                        self.discard_staged(seq);
+                    }
                     Verdict::Failed(status) => return Err(refused(status)),
                     Verdict::Look => return Err(refused(failure())),
                 }

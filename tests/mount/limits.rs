@@ -1,0 +1,230 @@
+//! What is looked up, hidden, refused and forgotten.
+
+use super::*;
+
+#[test]
+fn what_was_replaced_behind_the_mount_is_looked_up_again() {
+    let options = LocalOptions {
+        open_directories: 1,
+        ..LocalOptions::default()
+    };
+    let m = TestMount::with(options, |source| {
+        fs::create_dir(source.join("d")).unwrap();
+        fs::create_dir(source.join("other")).unwrap();
+        fs::write(source.join("d/a"), "old").unwrap();
+    });
+    assert_eq!(fs::read(m.path("d/a")).unwrap(), b"old");
+    fs::rename(m.source("d"), m.source("gone")).unwrap();
+    fs::create_dir(m.source("d")).unwrap();
+    fs::write(m.source("d/a"), "new").unwrap();
+    fs::read_dir(m.path("other")).unwrap().count();
+    assert!(
+        !m.path("other/a").exists(),
+        "the only open directory is another one now"
+    );
+    assert_eq!(fs::read(m.path("d/a")).unwrap(), b"new");
+    fs::write(m.path("d/a"), "newer").unwrap();
+    assert_eq!(fs::read(m.source("gone/a")).unwrap(), b"old");
+    assert_eq!(m.take(), ["content d/a whole of 5"]);
+}
+
+#[test]
+fn an_empty_directory_that_is_removed_while_it_is_open_lists_nothing() {
+    let m = TestMount::new();
+    fs::create_dir(m.path("d")).unwrap();
+    let dir = File::open(m.path("d")).unwrap();
+    fs::remove_dir(m.path("d")).unwrap();
+    m.take();
+    assert_eq!(
+        rustix::fs::mkdirat(&dir, "x", Mode::from_raw_mode(0o755)),
+        Err(Errno::NOENT)
+    );
+    assert!(dir.metadata().is_ok());
+    dir.set_permissions(PermissionsExt::from_mode(0o700))
+        .unwrap();
+    assert!(m.take().is_empty());
+}
+
+#[test]
+fn what_is_ours_in_the_root_is_hidden_and_cannot_be_made() {
+    let m = TestMount::with(LocalOptions::default(), |source| {
+        fs::create_dir(source.join(".proxyfs")).unwrap();
+        fs::create_dir(source.join("d")).unwrap();
+        fs::create_dir(source.join("d/.proxyfs")).unwrap();
+    });
+    let listed: Vec<_> = fs::read_dir(m.path(""))
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    assert_eq!(listed, ["d"]);
+    assert_eq!(errno(fs::metadata(m.path(".proxyfs"))), libc::ENOENT);
+    assert_eq!(errno(fs::create_dir(m.path(".proxyfs"))), libc::EPERM);
+    assert_eq!(errno(File::create(m.path(".proxyfs"))), libc::EPERM);
+    assert_eq!(
+        errno(fs::rename(m.path("d"), m.path(".proxyfs"))),
+        libc::EPERM
+    );
+    assert_eq!(errno(fs::remove_dir(m.path(".proxyfs"))), libc::ENOENT);
+    assert!(
+        m.path("d/.proxyfs").is_dir(),
+        "below the root it is a name as any"
+    );
+    assert!(m.take().is_empty());
+}
+
+#[test]
+fn inode_numbers_are_the_same_by_every_way() {
+    let m = TestMount::new();
+    fs::write(m.path("a"), "x").unwrap();
+    fs::create_dir(m.path("d")).unwrap();
+    fs::hard_link(m.path("a"), m.path("d/b")).unwrap();
+    let ino = |name: &str| fs::metadata(m.path(name)).unwrap().ino();
+    assert_eq!(ino("a"), ino("d/b"));
+    assert_eq!(ino("a"), fs::metadata(m.source("a")).unwrap().ino());
+    assert_eq!(ino(""), 1);
+    assert_eq!(ino("d/.."), 1);
+    use std::os::unix::fs::DirEntryExt;
+    for entry in fs::read_dir(m.path("")).unwrap() {
+        let entry = entry.unwrap();
+        assert_eq!(entry.ino(), entry.metadata().unwrap().ino());
+    }
+}
+
+#[test]
+fn errors_are_those_of_the_file_system_below() {
+    let m = TestMount::with(LocalOptions::default(), |source| {
+        fs::create_dir_all(source.join("full/x")).unwrap();
+        fs::create_dir(source.join("empty")).unwrap();
+        fs::write(source.join("a"), "x").unwrap();
+    });
+    assert_eq!(errno(fs::remove_dir(m.path("full"))), libc::ENOTEMPTY);
+    assert_eq!(
+        errno(fs::rename(m.path("empty"), m.path("full"))),
+        libc::ENOTEMPTY
+    );
+    assert_eq!(
+        errno(fs::rename(m.path("full"), m.path("full/x/y"))),
+        libc::EINVAL
+    );
+    assert_eq!(
+        errno(fs::rename(m.path("a"), m.path("empty"))),
+        libc::EISDIR
+    );
+    assert_eq!(
+        errno(fs::hard_link(m.path("full"), m.path("l"))),
+        libc::EPERM
+    );
+    assert_eq!(errno(fs::create_dir(m.path("a"))), libc::EEXIST);
+    assert_eq!(errno(fs::read_link(m.path("a"))), libc::EINVAL);
+    assert_eq!(errno(File::open(m.path("a/b"))), libc::ENOTDIR);
+    let f = to_write(m.path("a"));
+    assert_eq!(errno(f.write_at(b"x", i64::MAX as u64 - 4)), libc::EFBIG);
+    drop(f);
+    assert_eq!(m.take().len(), 0);
+}
+
+#[test]
+fn locks_work_between_processes() {
+    let m = TestMount::new();
+    fs::write(m.path("a"), "x").unwrap();
+    let f = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(m.path("a"))
+        .unwrap();
+    rustix::fs::flock(&f, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    assert!(!m.sh_as(0, 0, "flock -n a true").status.success());
+    rustix::fs::flock(&f, rustix::fs::FlockOperation::Unlock).unwrap();
+    m.sh("flock -n a true");
+    rustix::fs::fcntl_lock(&f, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let try_it = "perl -MFcntl -e 'open(F, \"+<\", \"a\") or die; \
+                  my $lock = pack(\"ssx4qql\", F_WRLCK, 0, 0, 0, 0); \
+                  fcntl(F, F_SETLK, $lock) or exit 3'";
+    assert_eq!(m.sh_as(0, 0, try_it).status.code(), Some(3));
+    drop(f);
+    m.sh(try_it);
+}
+
+#[test]
+fn statfs_tells_of_the_file_system_below() {
+    let m = TestMount::new();
+    let (mount, source) = (
+        rustix::fs::statvfs(m.path("")).unwrap(),
+        rustix::fs::statvfs(m.source("")).unwrap(),
+    );
+    assert_eq!(
+        (mount.f_blocks, mount.f_bsize),
+        (source.f_blocks, source.f_bsize)
+    );
+    assert_eq!(mount.f_namemax, 255);
+}
+
+#[test]
+fn what_the_kernel_forgets_is_forgotten_here() {
+    let m = TestMount::with(LocalOptions::default(), |source| {
+        for i in 0..500 {
+            fs::create_dir(source.join(format!("d{i}"))).unwrap();
+            File::create(source.join(format!("d{i}/f"))).unwrap();
+        }
+    });
+    let open: Vec<File> = (0..500)
+        .map(|i| File::open(m.path(format!("d{i}/f"))).unwrap())
+        .collect();
+    assert_eq!(
+        m.local.known_inodes(),
+        1001,
+        "what is open is not forgotten"
+    );
+    drop(open);
+    wait_until("the kernel forgets", || {
+        fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+        m.local.known_inodes() < 100
+    });
+    fs::write(m.path("d7/f"), "x").unwrap();
+    assert_eq!(m.take(), ["content d7/f whole of 1"]);
+}
+
+#[test]
+fn a_file_system_mounted_below_the_source_is_refused() {
+    let m = TestMount::with(LocalOptions::default(), |source| {
+        fs::create_dir(source.join("other")).unwrap();
+    });
+    let other = MountGuard(m.source("other"));
+    rustix::mount::mount(
+        "none",
+        &other.0,
+        "tmpfs",
+        rustix::mount::MountFlags::empty(),
+        None,
+    )
+    .unwrap();
+    assert_eq!(errno(fs::metadata(m.path("other"))), libc::EXDEV);
+    assert_eq!(fs::read_dir(m.path("")).unwrap().count(), 0);
+}
+
+struct MountGuard(std::path::PathBuf);
+
+impl Drop for MountGuard {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+#[test]
+fn a_large_file_is_written_and_read_through_the_mount() {
+    let m = TestMount::new();
+    let bytes: Vec<u8> = (0..5_000_000u32).map(|i| (i * 7 / 3) as u8).collect();
+    fs::write(m.path("a"), &bytes).unwrap();
+    assert!(fs::read(m.path("a")).unwrap() == bytes);
+    assert!(fs::read(m.source("a")).unwrap() == bytes);
+    assert_eq!(m.take(), ["content a whole of 5000000"]);
+    let flags = libc::O_DIRECT;
+    let mut direct = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags)
+        .open(m.path("a"))
+        .unwrap();
+    let mut again = Vec::new();
+    direct.read_to_end(&mut again).unwrap();
+    assert!(again == bytes);
+}

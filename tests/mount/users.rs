@@ -1,0 +1,298 @@
+//! Users, modes, names and directories, as the file system below has them.
+
+use super::*;
+
+#[test]
+fn what_an_ordinary_user_makes_belongs_to_that_user() {
+    let m = TestMount::new();
+    let script =
+        "umask 027; echo x > a; mkdir d; ln -s a s; mkfifo f; umask 0; mkdir w; echo y > w/b";
+    let done = m.sh_as(1234, 4321, script);
+    assert!(done.status.success(), "{done:?}");
+    for (name, bits) in [
+        ("a", 0o640),
+        ("d", 0o750),
+        ("s", 0o777),
+        ("f", 0o640),
+        ("w", 0o777),
+        ("w/b", 0o666),
+    ] {
+        let there = fs::symlink_metadata(m.source(name)).unwrap();
+        assert_eq!((there.uid(), there.gid()), (1234, 4321), "{name}");
+        assert_eq!(mode(m.source(name)), bits, "{name}");
+    }
+    let mkdir = m
+        .recorder
+        .take()
+        .into_iter()
+        .find_map(|change| match change {
+            Change::Mkdir { mode, owner, .. } => Some((mode, owner.uid, owner.gid)),
+            _ => None,
+        });
+    assert_eq!(mkdir, Some((0o750, 1234, 4321)));
+}
+
+#[test]
+fn directories_with_setgid_hand_their_group_down() {
+    let m = TestMount::with(LocalOptions::default(), |source| {
+        fs::create_dir(source.join("d")).unwrap();
+        chown(source.join("d"), Some(0), Some(777)).unwrap();
+        chmod(source.join("d"), 0o2777);
+    });
+    let done = m.sh_as(1234, 4321, "umask 022; echo x > d/a; mkdir d/e");
+    assert!(done.status.success(), "{done:?}");
+    assert_eq!(fs::metadata(m.source("d/a")).unwrap().gid(), 777);
+    assert_eq!(fs::metadata(m.source("d/e")).unwrap().gid(), 777);
+    assert_eq!(m.take(), ["content d/a whole of 2", "mkdir d/e 2755"]);
+}
+
+#[test]
+fn permissions_are_those_of_the_caller() {
+    let m = TestMount::with(LocalOptions::default(), |source| {
+        fs::write(source.join("secret"), "x").unwrap();
+        chmod(source.join("secret"), 0o600);
+        fs::create_dir(source.join("sticky")).unwrap();
+        chmod(source.join("sticky"), 0o1777);
+        fs::write(source.join("sticky/theirs"), "x").unwrap();
+    });
+    for script in [
+        "cat secret",
+        "echo x >> secret",
+        "chmod 666 secret",
+        "rm -f sticky/theirs",
+    ] {
+        assert!(!m.sh_as(1234, 4321, script).status.success(), "{script}");
+    }
+    assert!(m.take().is_empty());
+}
+
+#[test]
+fn a_write_by_an_ordinary_user_takes_set_id_bits_away_at_once() {
+    let m = TestMount::with(LocalOptions::default(), |source| {
+        for name in ["write", "cut", "empty"] {
+            fs::write(source.join(name), "x").unwrap();
+            chmod(source.join(name), 0o6777);
+        }
+    });
+    // The kernel knows the modes.
+    for name in ["write", "cut", "empty"] {
+        assert_eq!(mode(m.path(name)), 0o6777);
+    }
+    let script = "echo y >> write; truncate -s 0 cut; : > empty";
+    assert!(m.sh_as(1234, 4321, script).status.success());
+    for name in ["write", "cut", "empty"] {
+        assert_eq!(mode(m.source(name)), 0o777, "{name}");
+        assert_eq!(mode(m.path(name)), 0o777, "{name}");
+    }
+    chmod(m.path("write"), 0o4777);
+    m.sh("echo z >> write");
+    assert_eq!(mode(m.path("write")), 0o4777, "root may");
+}
+
+#[test]
+fn a_program_that_an_ordinary_user_wrote_to_does_not_run_as_its_owner() {
+    let m = TestMount::with(LocalOptions::default(), |source| {
+        fs::copy("/usr/bin/id", source.join("id")).unwrap();
+        chmod(source.join("id"), 0o4777);
+    });
+    let who = |script: &str| {
+        let output = m.sh_as(1234, 4321, script);
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(who("./id -u"), "0\n");
+    // No stat() in between that would make the kernel ask again.
+    assert_eq!(who("printf x >> id; exec ./id -u"), "1234\n");
+}
+
+#[test]
+fn a_time_that_no_file_system_can_hold_harms_nobody() {
+    let m = TestMount::new();
+    fs::write(m.path("a"), "x").unwrap();
+    let set = |tv_sec, tv_nsec| {
+        let time = rustix::fs::Timespec { tv_sec, tv_nsec };
+        let times = rustix::fs::Timestamps {
+            last_access: time,
+            last_modification: time,
+        };
+        rustix::fs::utimensat(CWD, m.path("a"), &times, AtFlags::empty())
+    };
+    for (seconds, nanoseconds) in [
+        (i64::MIN, 1),
+        (i64::MIN, 0),
+        (i64::MAX, 999_999_999),
+        (-1, 1),
+    ] {
+        for _ in 0..4 {
+            let _ = set(seconds, nanoseconds);
+        }
+    }
+    assert_eq!(fs::read(m.path("a")).unwrap(), b"x");
+}
+
+#[test]
+fn acls_and_extended_attributes_stay_here() {
+    let m = TestMount::new();
+    fs::write(m.path("a"), "x").unwrap();
+    m.take();
+    let path = m.path("a");
+    rustix::fs::setxattr(
+        &path,
+        "user.color",
+        b"blue",
+        rustix::fs::XattrFlags::empty(),
+    )
+    .unwrap();
+    let mut value = [0; 16];
+    assert_eq!(
+        rustix::fs::getxattr(&path, "user.color", &mut value[..]),
+        Ok(4)
+    );
+    assert_eq!(
+        rustix::fs::getxattr(&path, "user.color", &mut value[..2]),
+        Err(Errno::RANGE)
+    );
+    let mut list = [0; 64];
+    let length = rustix::fs::listxattr(&path, &mut list[..]).unwrap();
+    assert!(list[..length].windows(11).any(|w| w == b"user.color\0"));
+    rustix::fs::removexattr(&path, "user.color").unwrap();
+    assert_eq!(
+        rustix::fs::getxattr(&path, "user.color", &mut value[..]),
+        Err(Errno::NODATA)
+    );
+    assert!(m.take().is_empty());
+    // An ACL that lets a user in changes the group bits, and those mirrors can have.
+    chmod(&path, 0o600);
+    m.take();
+    let entry = |tag: u16, bits: u16, id: u32| {
+        let mut e = tag.to_le_bytes().to_vec();
+        e.extend(bits.to_le_bytes());
+        e.extend(id.to_le_bytes());
+        e
+    };
+    let none = u32::MAX;
+    let acl = [
+        2u32.to_le_bytes().to_vec(),
+        entry(1, 6, none),
+        entry(2, 4, 1234),
+        entry(4, 0, none),
+        entry(16, 4, none),
+        entry(32, 0, none),
+    ]
+    .concat();
+    rustix::fs::setxattr(
+        &path,
+        "system.posix_acl_access",
+        &acl,
+        rustix::fs::XattrFlags::empty(),
+    )
+    .unwrap();
+    assert_eq!(m.take(), ["attr a mode 640"]);
+    assert!(m.sh_as(1234, 4321, "cat a").status.success());
+    assert!(!m.sh_as(1235, 4321, "cat a").status.success());
+}
+
+#[test]
+fn names_are_any_bytes_and_up_to_255_of_them() {
+    let m = TestMount::new();
+    let odd = b"caf\xe9 \n\x01";
+    fs::write(m.path(odd), "x").unwrap();
+    let long = vec![b'n'; 255];
+    fs::write(m.path(&long), "x").unwrap();
+    assert_eq!(
+        errno(fs::write(m.path(vec![b'n'; 256]), "x")),
+        libc::ENAMETOOLONG
+    );
+    let paths: Vec<Vec<u8>> = m
+        .recorder
+        .take()
+        .iter()
+        .map(|change| change.path().as_bytes().to_vec())
+        .collect();
+    assert_eq!(paths, [odd.to_vec(), long.clone()]);
+    let mut listed: Vec<Vec<u8>> = fs::read_dir(m.path(""))
+        .unwrap()
+        .map(|e| e.unwrap().file_name().as_bytes().to_vec())
+        .collect();
+    listed.sort();
+    assert_eq!(listed, [odd.to_vec(), long]);
+}
+
+#[test]
+fn trees_deeper_than_a_path_can_tell_work() {
+    let m = TestMount::with(
+        LocalOptions {
+            open_directories: 4,
+            ..LocalOptions::default()
+        },
+        |_| (),
+    );
+    let name = "d".repeat(200);
+    let open = |at: &OwnedFd, name: &str| {
+        rustix::fs::openat(at, name, OFlags::DIRECTORY, Mode::empty()).unwrap()
+    };
+    let mut at = OwnedFd::from(File::open(m.path("")).unwrap());
+    for _ in 0..30 {
+        rustix::fs::mkdirat(&at, &name, Mode::from_raw_mode(0o755)).unwrap();
+        at = open(&at, &name);
+    }
+    let flags = OFlags::CREATE | OFlags::WRONLY;
+    let file = rustix::fs::openat(&at, "file", flags, Mode::from_raw_mode(0o644)).unwrap();
+    File::from(file).write_all(b"deep").unwrap();
+    let deepest = m.recorder.take().pop().unwrap();
+    assert_eq!(deepest.path().as_bytes().len(), 30 * 201 + 4);
+    assert!(deepest.path().as_bytes().ends_with(b"/file"));
+    // Also when the kernel asks for what it has forgotten, from the top.
+    drop(at);
+    fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+    let mut at = OwnedFd::from(File::open(m.path("")).unwrap());
+    for _ in 0..30 {
+        at = open(&at, &name);
+    }
+    let stat = rustix::fs::statat(&at, "file", AtFlags::empty()).unwrap();
+    assert_eq!(stat.st_size, 4);
+}
+
+#[test]
+fn a_large_directory_is_listed_while_entries_come_and_go() {
+    let stay = 20_000;
+    let m = TestMount::with(LocalOptions::default(), |source| {
+        for i in 0..stay {
+            File::create(source.join(format!("stay{i}"))).unwrap();
+            if i % 10 == 0 {
+                File::create(source.join(format!("go{i}"))).unwrap();
+            }
+        }
+    });
+    let mut seen = std::collections::HashMap::<String, u32>::new();
+    for (count, entry) in fs::read_dir(m.path("")).unwrap().enumerate() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        *seen.entry(name).or_default() += 1;
+        if count % 20 == 0 {
+            let _ = fs::remove_file(m.path(format!("go{}", count / 2)));
+            File::create(m.path(format!("come{count}"))).unwrap();
+        }
+    }
+    for i in 0..stay {
+        assert_eq!(seen.get(&format!("stay{i}")), Some(&1), "stay{i}");
+    }
+    assert!(seen.values().all(|n| *n == 1));
+}
+
+#[test]
+fn a_listing_can_begin_again() {
+    let m = TestMount::with(LocalOptions::default(), |source| {
+        for i in 0..2000 {
+            File::create(source.join(format!("f{i}"))).unwrap();
+        }
+    });
+    let mut dir = rustix::fs::Dir::new(File::open(m.path("")).unwrap()).unwrap();
+    for stop in [700, 1, 1999, 2002] {
+        let names: std::collections::HashSet<_> = dir
+            .by_ref()
+            .take(stop)
+            .map(|entry| entry.unwrap().file_name().to_owned())
+            .collect();
+        assert_eq!(names.len(), stop);
+        dir.rewind();
+    }
+}

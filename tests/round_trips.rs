@@ -1,0 +1,199 @@
+//! How often a worker waits for the mirror: on a long line that, and nothing else, is its speed. Counted,
+//! not timed, so that a busy machine does not matter; `make bench` has the times.
+#![allow(clippy::unwrap_used)]
+
+use super::cuts::node_id;
+use super::support::fake_server::FakeServer;
+use super::support::tree;
+use proxyfs::change::{Change, Extent, RelPath};
+use proxyfs::journal::{Journal, Recorder};
+use proxyfs::mirror::inbox::{Notice, inbox};
+use proxyfs::mirror::live::Live;
+use proxyfs::mirror::pipeline::{Pipeline, Setup};
+use proxyfs::mirror::plan::{Place, Rules};
+use proxyfs::mirror::prepare::prepare;
+use proxyfs::mirror::source::Source;
+use proxyfs::sftp::{Features, Remote, Reply, Request, SessionError, Ticket};
+use std::cell::Cell;
+use std::fs;
+use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A server a long way off: what is sent arrives when the sender waits, all at once, and the replies are
+/// there after that.
+struct Distant<'a> {
+    server: FakeServer<'a>,
+    round_trips: &'a Cell<usize>,
+}
+
+impl Remote for Distant<'_> {
+    fn send(&mut self, request: Request) -> Ticket {
+        self.server.send(request)
+    }
+
+    fn pump(
+        &mut self,
+        timeout: Duration,
+        wake: Option<BorrowedFd<'_>>,
+    ) -> Result<(), SessionError> {
+        if timeout.is_zero() {
+            return Ok(());
+        }
+        if self.server.outstanding() > 0 {
+            self.round_trips.set(self.round_trips.get() + 1);
+        }
+        self.server.pump(timeout, wake)
+    }
+
+    fn reply(&mut self) -> Option<(Ticket, Reply)> {
+        self.server.reply()
+    }
+
+    fn outstanding(&self) -> usize {
+        self.server.outstanding()
+    }
+
+    fn unacknowledged_bytes(&self) -> usize {
+        self.server.unacknowledged_bytes()
+    }
+
+    fn features(&self) -> &Features {
+        self.server.features()
+    }
+
+    fn traffic(&self) -> (u64, u64) {
+        self.server.traffic()
+    }
+}
+
+struct Scene {
+    dir: tempfile::TempDir,
+    journal: Journal,
+}
+
+impl Scene {
+    fn new() -> Scene {
+        let dir = tempfile::tempdir().unwrap();
+        for d in ["source", "mirror", "state"] {
+            fs::create_dir(dir.path().join(d)).unwrap();
+        }
+        let journal = Journal::open(&dir.path().join("state")).unwrap();
+        journal.add_mirror("m", true).unwrap();
+        Scene { dir, journal }
+    }
+
+    fn source(&self) -> PathBuf {
+        self.dir.path().join("source")
+    }
+
+    fn mirror(&self) -> PathBuf {
+        self.dir.path().join("mirror")
+    }
+
+    fn place(&self) -> Place {
+        Place::new(self.mirror().as_os_str().as_bytes())
+    }
+
+    /// Prepares a session; says how often it waited, too.
+    fn prepare(&self) -> (Rules, usize) {
+        let round_trips = Cell::new(0);
+        let mut remote = Distant {
+            server: FakeServer::new(None, usize::MAX, || {}, |_| {}),
+            round_trips: &round_trips,
+        };
+        let position = self.journal.mirror("m").unwrap();
+        let rules = prepare(&mut remote, &self.place(), &position, false).unwrap();
+        (rules, round_trips.get())
+    }
+
+    /// Writes a new file and records it.
+    fn make_file(&self, name: &str) {
+        let path = self.source().join(name);
+        fs::write(&path, name).unwrap();
+        let content = Change::Content {
+            path: RelPath::new(name.as_bytes()).unwrap(),
+            node: node_id(&path),
+            extent: Extent::Whole,
+            size: name.len() as u64,
+            linked: false,
+        };
+        self.journal.record(&content).unwrap();
+    }
+}
+
+fn entries(dir: &Path) -> usize {
+    fs::read_dir(dir).unwrap().count()
+}
+
+#[test]
+fn a_mirror_that_comes_back_is_looked_at_in_two_round_trips() {
+    let scene = Scene::new();
+    scene.prepare();
+    assert_eq!(scene.prepare().1, 2);
+}
+
+#[test]
+fn what_an_earlier_session_left_costs_one_round_trip_to_remove() {
+    let scene = Scene::new();
+    scene.prepare();
+    let stage = scene.mirror().join(".proxyfs/stage");
+    for seq in 1..=300 {
+        fs::write(stage.join(seq.to_string()), "half").unwrap();
+    }
+    fs::write(stage.join("not-ours"), "").unwrap();
+    assert_eq!(scene.prepare().1, 3);
+    assert_eq!(entries(&stage), 1);
+}
+
+#[test]
+fn new_files_take_a_round_trip_for_as_many_as_the_server_opens_and_it_keeps_handles_to_spare() {
+    const FILES: usize = 2500;
+    let scene = Scene::new();
+    let (rules, _) = scene.prepare();
+    for n in 0..FILES {
+        scene.make_file(&format!("{n:04}"));
+    }
+    let (notifier, inbox) = inbox().unwrap();
+    let reader = scene.journal.reader().unwrap();
+    let check = scene.journal.reader().unwrap();
+    let round_trips = Cell::new(0);
+    let (open, most_open, published_after) = (Cell::new(0), Cell::new(0), Cell::new(0));
+    let idle = || {
+        let drained = check.mirror("m").unwrap().cursor == scene.journal.head();
+        if drained && check.touched("m").unwrap().is_empty() {
+            notifier.tell(Notice::Stop);
+        }
+    };
+    let watch = |request: &Request| match request {
+        Request::Open { .. } => {
+            open.set(open.get() + 1);
+            most_open.set(most_open.get().max(open.get()));
+        }
+        Request::Close { .. } => open.set(open.get() - 1),
+        Request::PosixRename { .. } => published_after.set(round_trips.get()),
+        _ => {}
+    };
+    let mut remote = Distant {
+        server: FakeServer::new(None, usize::MAX, idle, watch),
+        round_trips: &round_trips,
+    };
+    let handles = remote.features().max_handles.unwrap();
+    let source = Source::open_root(&scene.source()).unwrap();
+    let setup = Setup {
+        name: "m",
+        place: scene.place(),
+        rules,
+        source: &source,
+        journal: &scene.journal,
+        reader: &reader,
+        inbox: &inbox,
+        live: &Live::new(None, None),
+    };
+    Pipeline::new(setup, &mut remote).unwrap().run().unwrap();
+    tree::assert_same(&scene.source(), &scene.mirror());
+    assert_eq!(most_open.get(), handles - 64);
+    // OPENs; the data with the next OPENs, twice; the last data; the last renames.
+    assert_eq!(published_after.get(), 5);
+}
