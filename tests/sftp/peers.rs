@@ -378,7 +378,9 @@ fn a_port_that_speaks_something_else_is_told() {
 /// Servers that begin well and then send this.
 #[test]
 fn a_server_that_speaks_garbage_ends_the_session_with_a_protocol_error() {
-    const VERSION: &str = r"printf '\0\0\0\005\002\0\0\0\003';";
+    // VERSION, and an answer to what is asked in the same breath: such a thing is unknown here.
+    const GREETING: &str = r"printf '\0\0\0\005\002\0\0\0\003';
+        printf '\0\0\0\021\145\0\0\0\0\0\0\0\010\0\0\0\0\0\0\0\0'; head -c 40 >/dev/null;";
     for (garbage, told) in [
         (r"printf 'Connection will be closed'", "text"),
         (r"printf '\177\377\377\377xxxx'", "announced"),
@@ -391,18 +393,18 @@ fn a_server_that_speaks_garbage_ends_the_session_with_a_protocol_error() {
         ),
         // The same to STAT: OK without attributes.
         (
-            r"printf '\0\0\0\021\145\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0'",
+            r"printf '\0\0\0\021\145\0\0\0\001\0\0\0\0\0\0\0\0\0\0\0\0'",
             "OK",
         ),
         // HANDLE.
-        (r"printf '\0\0\0\011\146\0\0\0\0\0\0\0\0'", "type 102"),
+        (r"printf '\0\0\0\011\146\0\0\0\001\0\0\0\0'", "type 102"),
         // A good answer, twice.
         (
-            r"printf '\0\0\0\011\151\0\0\0\0\0\0\0\0\0\0\0\011\151\0\0\0\0\0\0\0\0'",
+            r"printf '\0\0\0\011\151\0\0\0\001\0\0\0\0\0\0\0\011\151\0\0\0\001\0\0\0\0'",
             "not under way",
         ),
     ] {
-        let script = format!("{VERSION} head -c 20 >/dev/null; {garbage}; cat >/dev/null");
+        let script = format!("{GREETING} head -c 20 >/dev/null; {garbage}; cat >/dev/null");
         let sshd = Sshd::builder().sftp_script(&script).start();
         let mut sftp = session(&sshd.target());
         sftp.send(Request::Stat {
