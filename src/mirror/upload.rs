@@ -16,7 +16,8 @@
 //! * *Many files at once* want many descriptors and much memory. A file up to one WRITE long is read at
 //!   once and not kept open; of longer ones a chunk is read when it is sent.
 //!
-//! Holes are not sent: data is looked for (SEEK_DATA), and the size is set at the end.
+//! Holes are not sent: data is looked for (SEEK_DATA), and the size is set at the end. But in a file that is
+//! updated in place old bytes lie where the hole is: there it is sent as the zeros that it reads as.
 
 use super::plan::{Rules, attributes};
 use super::source::{Source, Writing, mtime_of};
@@ -83,6 +84,7 @@ pub struct Upload {
     waiting: usize,
     /// Whether WRITEs have to be acknowledged before the attributes are sent.
     settle_first: bool,
+    in_place: bool,
     failure: Option<Status>,
 }
 
@@ -166,6 +168,7 @@ impl Upload {
             sent: 0,
             waiting: 1,
             settle_first: !remote.features().openssh,
+            in_place,
             failure: None,
         };
         Ok(Some((upload, ticket)))
@@ -301,7 +304,11 @@ impl Upload {
                 Ok(Some((0, std::mem::take(bytes))))
             }
             Body::Open(file) => {
-                let offset = match seek(&*file, SeekFrom::Data(self.next)) {
+                let data = match self.in_place {
+                    true => Ok(self.next),
+                    false => seek(&*file, SeekFrom::Data(self.next)),
+                };
+                let offset = match data {
                     Ok(offset) => offset,
                     Err(Errno::NXIO) => self.stamp.size, // only a hole is left, or it was cut
                     Err(Errno::INVAL | Errno::OPNOTSUPP) => self.next, // holes are not told here
