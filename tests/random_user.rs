@@ -324,3 +324,25 @@ fn a_hole_in_a_file_with_two_names_covers_what_was_there() {
     daemon.wait();
     assert_same(&www, &near.base());
 }
+
+#[test]
+fn a_file_that_comes_late_and_is_moved_at_once_is_moved() {
+    let near = Sshd::start();
+    let mut daemon = Daemon::new();
+    daemon.add_mirror("near", &near);
+    daemon.start();
+    let www = daemon.source();
+    daemon.ok(&["pause", "near"]);
+    fs::write(www.join("a"), "never travels").unwrap();
+    let being_written_anew = fs::File::create(www.join("a")).unwrap();
+    daemon.ok(&["resume", "near"]);
+    // Not by `wait`, which records the file as it is.
+    daemon.wait_for_mirror("near", |m| m["pending_ops"] == 0);
+    daemon.ok(&["pause", "near"]);
+    being_written_anew.write_all_at(b"travels", 0).unwrap();
+    drop(being_written_anew);
+    fs::rename(www.join("a"), www.join("b")).unwrap();
+    daemon.ok(&["resume", "near"]);
+    daemon.wait();
+    assert_same(&www, &near.base());
+}

@@ -56,7 +56,12 @@ impl<R: Remote> Pipeline<'_, R> {
     /// ghosts are those of its place in the log.
     pub(super) fn how(&mut self, index: usize) -> Publish {
         let job = &mut self.window[index];
-        if job.row.change.is_pivot() {
+        // But a file may be on its way to a rename's old name, and so no ghost any more.
+        let arriving = matches!(
+            &job.row.change,
+            Change::Rename { from, .. } if self.arrivals.contains_key(from)
+        );
+        if job.row.change.is_pivot() && !arriving {
             match self.ghosts.effect(&job.row.change) {
                 None => return Publish::Requests(Vec::new()),
                 Some(effect) => job.instead = Some(effect).filter(|e| *e != job.row.change),
