@@ -61,6 +61,7 @@ impl<R: Remote> Pipeline<'_, R> {
             &job.row.change,
             Change::Rename { from, .. } if self.arrivals.contains_key(from)
         );
+        job.instead = None; // it may have been another one when this row was tried before
         if job.row.change.is_pivot() && !arriving {
             match self.ghosts.effect(&job.row.change) {
                 None => return Publish::Requests(Vec::new()),
