@@ -346,3 +346,23 @@ fn a_file_that_comes_late_and_is_moved_at_once_is_moved() {
     daemon.wait();
     assert_same(&www, &near.base());
 }
+
+#[test]
+fn a_file_that_is_written_anew_while_its_second_name_travels_gets_both() {
+    let near = Sshd::start();
+    let mut daemon = Daemon::new();
+    daemon.add_mirror("near", &near);
+    daemon.start();
+    let www = daemon.source();
+    daemon.ok(&["pause", "near"]);
+    fs::write(www.join("a"), "one").unwrap();
+    fs::hard_link(www.join("a"), www.join("b")).unwrap();
+    let being_written_anew = fs::File::create(www.join("a")).unwrap();
+    daemon.ok(&["resume", "near"]);
+    // Not by `wait`, which records the file as it is.
+    daemon.wait_for_mirror("near", |m| m["pending_ops"] == 0);
+    being_written_anew.write_all_at(b"two", 0).unwrap();
+    drop(being_written_anew);
+    daemon.wait();
+    assert_same(&www, &near.base());
+}

@@ -65,6 +65,9 @@ pub enum Outcome {
     Changed,
     /// It is being written anew: what is there is no version of it.
     Rewritten,
+    /// The same of a file with several names, which has to be there all the same: what links to it comes
+    /// behind it, and its next content is written into it in place.
+    Half,
     /// The server refused something.
     Refused(Status),
 }
@@ -129,7 +132,7 @@ impl Upload {
         // First whether it is written, then whether it has changed: what was whole in between, and is the same
         // now, is a version.
         let writing = source.writing(stat.st_ino);
-        if writing == Writing::Anew {
+        if writing == Writing::Anew && !has_links(&stat) {
             return Ok(None);
         }
         let still = writing == Writing::No && stamp_of(&file)? == stamp;
@@ -286,9 +289,12 @@ impl Upload {
         };
         let writing = source.writing(self.inode);
         let unchanged = stamp_of(file)? == self.stamp;
+        let linked = has_links(&fstat(file)?);
         Ok(Some(match writing {
-            Writing::Anew => Outcome::Rewritten,
+            Writing::Anew if !linked => Outcome::Rewritten,
+            Writing::Anew => Outcome::Half,
             Writing::No if unchanged => Outcome::Complete,
+            Writing::No | Writing::UnderWay if linked => Outcome::Half,
             Writing::No | Writing::UnderWay => Outcome::Changed,
         }))
     }
@@ -333,6 +339,11 @@ impl Upload {
             }
         }
     }
+}
+
+/// Whether a file has several names.
+fn has_links(stat: &rustix::fs::Stat) -> bool {
+    stat.st_nlink > 1
 }
 
 fn stamp_of(file: &File) -> io::Result<Stamp> {

@@ -199,7 +199,7 @@ impl<R: Remote> Pipeline<'_, R> {
         job.stage = Stage::Ready;
         match outcome {
             // Half old, half new can't be helped in place; the next content is coming.
-            Outcome::Complete | Outcome::Changed | Outcome::Rewritten => {
+            Outcome::Complete | Outcome::Changed | Outcome::Rewritten | Outcome::Half => {
                 job.step = Step::Done;
                 self.publish_next = seq + 1;
             }

@@ -215,7 +215,7 @@ impl<R: Remote> Pipeline<'_, R> {
             }
             // It was written anew meanwhile, and that is in the log already.
             Outcome::Changed if comes_whole => self.leave_out(seq),
-            Outcome::Complete | Outcome::Changed => job.stage = Stage::Ready,
+            Outcome::Complete | Outcome::Changed | Outcome::Half => job.stage = Stage::Ready,
             Outcome::Rewritten => self.leave_out(seq),
             Outcome::Refused(status) => {
                 job.stage = Stage::Refused(status);

@@ -196,11 +196,7 @@ impl<R: Remote> Pipeline<'_, R> {
         status: Status,
     ) -> Result<(), MirrorError> {
         if status.code == code::NO_SUCH_FILE {
-            if seq <= self.uncertain {
-                self.set_step(seq, Step::Done); // a later row removed the name
-                self.publish_next = seq + 1;
-                return Ok(());
-            }
+            // It never came; or a later row removed the name, and will again.
             self.rewind(seq);
             if let Some(job) = self.job(seq) {
                 job.anew = true;
