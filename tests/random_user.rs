@@ -286,12 +286,17 @@ fn a_daemon_killed_while_nobody_works_and_a_mirror_is_behind_loses_nothing() {
 
 // ---- what random users found ----
 
+/// A running daemon with one mirror on that server.
+fn with_a_mirror(name: &str, sshd: Sshd) -> (Sshd, Daemon) {
+    let mut daemon = Daemon::new();
+    daemon.add_mirror(name, &sshd);
+    daemon.start();
+    (sshd, daemon)
+}
+
 #[test]
 fn a_file_that_went_before_it_travelled_is_missed_in_a_shut_directory_too() {
-    let far = Sshd::builder().ordinary_user().start();
-    let mut daemon = Daemon::new();
-    daemon.add_mirror("far", &far);
-    daemon.start();
+    let (far, daemon) = with_a_mirror("far", Sshd::builder().ordinary_user().start());
     let www = daemon.source();
     daemon.ok(&["pause", "far"]);
     fs::create_dir(www.join("d")).unwrap();
@@ -309,10 +314,7 @@ fn a_file_that_went_before_it_travelled_is_missed_in_a_shut_directory_too() {
 
 #[test]
 fn a_hole_in_a_file_with_two_names_covers_what_was_there() {
-    let near = Sshd::start();
-    let mut daemon = Daemon::new();
-    daemon.add_mirror("near", &near);
-    daemon.start();
+    let (near, daemon) = with_a_mirror("near", Sshd::start());
     let www = daemon.source();
     fs::write(www.join("a"), vec![7; 100_000]).unwrap();
     fs::hard_link(www.join("a"), www.join("b")).unwrap();
@@ -327,10 +329,7 @@ fn a_hole_in_a_file_with_two_names_covers_what_was_there() {
 
 #[test]
 fn a_file_that_comes_late_and_is_moved_at_once_is_moved() {
-    let near = Sshd::start();
-    let mut daemon = Daemon::new();
-    daemon.add_mirror("near", &near);
-    daemon.start();
+    let (near, daemon) = with_a_mirror("near", Sshd::start());
     let www = daemon.source();
     daemon.ok(&["pause", "near"]);
     fs::write(www.join("a"), "never travels").unwrap();
@@ -349,10 +348,7 @@ fn a_file_that_comes_late_and_is_moved_at_once_is_moved() {
 
 #[test]
 fn a_file_that_is_written_anew_while_its_second_name_travels_gets_both() {
-    let near = Sshd::start();
-    let mut daemon = Daemon::new();
-    daemon.add_mirror("near", &near);
-    daemon.start();
+    let (near, daemon) = with_a_mirror("near", Sshd::start());
     let www = daemon.source();
     daemon.ok(&["pause", "near"]);
     fs::write(www.join("a"), "one").unwrap();

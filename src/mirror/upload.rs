@@ -354,17 +354,15 @@ fn stamp_of(file: &File) -> io::Result<Stamp> {
     })
 }
 
-/// All of a file that fits one WRITE, if it has not become shorter.
+/// All of a file that fits one WRITE, if it has not become shorter. Whether it changed otherwise, the caller
+/// looks when it knows that nobody writes.
 fn small_file(file: &File, stamp: Stamp) -> io::Result<Option<Vec<u8>>> {
     if stamp.size > CHUNK as u64 {
         return Ok(None);
     }
     let mut bytes = vec![0; stamp.size as usize];
     let got = read_full(file, &mut bytes, 0)?;
-    Ok(
-        Some(bytes)
-            .filter(|_| got as u64 == stamp.size && stamp_of(file).is_ok_and(|s| s == stamp)),
-    )
+    Ok(Some(bytes).filter(|_| got as u64 == stamp.size))
 }
 
 /// Reads until the buffer is full or the file ends.
