@@ -170,8 +170,10 @@ enum Purpose {
 pub struct Pipeline<'a, R: Remote> {
     setup: Setup<'a>,
     remote: R,
-    /// Rows behind the cursor, without a gap.
+    /// Rows that are not yet noted as done, in the order of the log.
     window: VecDeque<Job>,
+    /// The last row that was read from the journal.
+    loaded: Seq,
     tickets: HashMap<Ticket, Purpose>,
     /// All that is done, and noted in the journal.
     cursor: Seq,
@@ -227,6 +229,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             setup,
             remote,
             window: VecDeque::new(),
+            loaded: position.cursor,
             tickets: HashMap::new(),
             cursor: position.cursor,
             stage_next: position.cursor + 1,
@@ -325,25 +328,40 @@ impl<'a, R: Remote> Pipeline<'a, R> {
     fn cursor_has_news(&self) -> bool {
         !self.is_halted()
             && self.window.len() + LOAD <= WINDOW
-            && self.last_loaded() < self.setup.journal.head()
+            && self.loaded < self.setup.journal.head()
     }
 
-    fn last_loaded(&self) -> Seq {
-        self.cursor + self.window.len() as Seq
+    /// Where in the window the first row is that is `seq` or behind it.
+    fn first_from(&self, seq: Seq) -> usize {
+        // Without a gap, as it mostly is, no search is needed.
+        let first = self.window.front().map_or(seq, |job| job.row.seq);
+        let index = seq.saturating_sub(first) as usize;
+        match self.window.get(index) {
+            Some(job) if job.row.seq == seq => index,
+            Some(_) | None => self.window.partition_point(|job| job.row.seq < seq),
+        }
+    }
+
+    /// Where in the window a row is.
+    fn index(&self, seq: Seq) -> Option<usize> {
+        let index = self.first_from(seq);
+        let job = self.window.get(index)?;
+        (job.row.seq == seq).then_some(index)
     }
 
     fn job(&mut self, seq: Seq) -> Option<&mut Job> {
-        let index = seq.checked_sub(self.cursor + 1)?;
-        self.window.get_mut(index as usize)
+        let index = self.index(seq)?;
+        self.window.get_mut(index)
     }
 
     fn load(&mut self) -> Result<(), MirrorError> {
         while self.cursor_has_news() {
-            let rows = self.setup.reader.rows(self.last_loaded(), LOAD)?;
+            let rows = self.setup.reader.rows(self.loaded, LOAD)?;
             if rows.is_empty() {
                 break; // not visible to this connection yet: the next turn has them
             }
             for row in rows {
+                self.loaded = row.seq;
                 let stage = match plan::staging(&row.change) {
                     Staging::None => Stage::Ready,
                     Staging::File | Staging::Symlink => Stage::Waiting,
@@ -517,7 +535,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
         }
         let current = || {
             let seq = *self.uploading.first()?;
-            let job = self.window.get((seq - self.cursor - 1) as usize)?;
+            let job = self.window.get(self.index(seq)?)?;
             let Stage::Uploading(upload) = &job.stage else {
                 return None;
             };

@@ -6,13 +6,12 @@ use super::*;
 impl<R: Remote> Pipeline<'_, R> {
     pub(super) fn publish(&mut self) -> Result<(), MirrorError> {
         self.barrier = false;
-        while self.publish_next <= self.last_loaded()
-            && self.publishing < PUBLISHING
-            && self.trouble.is_none()
-        {
-            let seq = self.publish_next;
-            let index = (seq - self.cursor - 1) as usize;
-            let job = &self.window[index];
+        while self.publishing < PUBLISHING && self.trouble.is_none() {
+            let index = self.first_from(self.publish_next);
+            let Some(job) = self.window.get(index) else {
+                break;
+            };
+            let seq = job.row.seq;
             match &job.stage {
                 Stage::Ready | Stage::Gone => {}
                 Stage::Refused(status) if self.publishing == 0 => {
@@ -32,7 +31,7 @@ impl<R: Remote> Pipeline<'_, R> {
             match how {
                 Publish::Requests(requests) => {
                     self.send(seq, requests);
-                    self.publish_next += 1;
+                    self.publish_next = seq + 1;
                 }
                 Publish::InPlace => {
                     if self.publishing > 0 {
@@ -84,7 +83,7 @@ impl<R: Remote> Pipeline<'_, R> {
     /// on their way meanwhile.
     pub(super) fn announce(&mut self) -> Result<(), MirrorError> {
         self.remote.pump(Duration::ZERO, None)?;
-        let upto = self.last_loaded();
+        let upto = self.loaded;
         self.setup.journal.announce(self.setup.name, upto)?;
         self.announced = upto;
         Ok(())
@@ -118,7 +117,7 @@ impl<R: Remote> Pipeline<'_, R> {
 
     pub(super) fn send(&mut self, seq: Seq, mut requests: Vec<Request>) {
         let uncertain = seq <= self.uncertain;
-        let index = (seq - self.cursor - 1) as usize;
+        let Some(index) = self.index(seq) else { return };
         let job = &self.window[index];
         if requests.is_empty() {
             self.finish(seq);
@@ -172,7 +171,9 @@ impl<R: Remote> Pipeline<'_, R> {
 
     /// Starts to write into a file with several names; finds that it is gone, perhaps.
     pub(super) fn start_in_place(&mut self, seq: Seq) -> Result<(), MirrorError> {
-        let index = (seq - self.cursor - 1) as usize;
+        let Some(index) = self.index(seq) else {
+            return Ok(());
+        };
         if !matches!(self.window[index].step, Step::Waiting) {
             return Ok(());
         }
@@ -188,7 +189,7 @@ impl<R: Remote> Pipeline<'_, R> {
 
     /// Marks a row as done that was not sent.
     pub(super) fn finish(&mut self, seq: Seq) {
-        let index = (seq - self.cursor - 1) as usize;
+        let Some(index) = self.index(seq) else { return };
         self.note_in_flight(index);
         self.window[index].step = Step::Done;
     }

@@ -24,7 +24,7 @@ impl Held {
 impl<R: Remote> Pipeline<'_, R> {
     pub(super) fn start_uploads(&mut self) -> Result<(), MirrorError> {
         let limit = self.most_handles();
-        let last = self.staging_refused.unwrap_or(self.last_loaded());
+        let last = self.staging_refused.unwrap_or(self.loaded);
         // Counted once a turn, not once a file: there are hundreds.
         let mut held = Held::default();
         for seq in &self.uploading {
@@ -35,8 +35,12 @@ impl<R: Remote> Pipeline<'_, R> {
             && held.files < OPEN_FILES
             && held.bytes < READ_AHEAD
         {
-            let seq = self.stage_next;
-            self.stage_next += 1;
+            let index = self.first_from(self.stage_next);
+            let Some(job) = self.window.get(index) else {
+                break;
+            };
+            let seq = job.row.seq;
+            self.stage_next = seq + 1;
             self.stage(seq)?;
             held.add(self.held_by(seq));
         }
@@ -56,7 +60,7 @@ impl<R: Remote> Pipeline<'_, R> {
     }
 
     fn held_by(&self, seq: Seq) -> Held {
-        let job = self.window.get((seq - self.cursor - 1) as usize);
+        let job = self.index(seq).map(|index| &self.window[index]);
         let Some(Stage::Uploading(upload)) = job.map(|j| &j.stage) else {
             return Held::default();
         };
@@ -72,8 +76,7 @@ impl<R: Remote> Pipeline<'_, R> {
     pub(super) fn stage(&mut self, seq: Seq) -> Result<(), MirrorError> {
         let place = self.setup.place.stage(seq);
         let rules = self.setup.rules;
-        let index = (seq - self.cursor - 1) as usize;
-        let Some(job) = self.window.get_mut(index) else {
+        let Some(job) = self.index(seq).map(|index| &mut self.window[index]) else {
             return Ok(());
         };
         if !matches!(job.stage, Stage::Waiting) {
@@ -117,8 +120,7 @@ impl<R: Remote> Pipeline<'_, R> {
         dest: Vec<u8>,
         in_place: bool,
     ) -> Result<(), MirrorError> {
-        let index = (seq - self.cursor - 1) as usize;
-        let Some(job) = self.window.get_mut(index) else {
+        let Some(job) = self.index(seq).map(|index| &mut self.window[index]) else {
             return Ok(());
         };
         let Change::Content { node, .. } = &job.row.change else {
@@ -146,7 +148,8 @@ impl<R: Remote> Pipeline<'_, R> {
     /// Sends file data, the front of the log first, while not too much is unacknowledged.
     pub(super) fn feed_uploads(&mut self) -> Result<(), MirrorError> {
         for seq in &self.uploading {
-            let Some(job) = self.window.get_mut((seq - self.cursor - 1) as usize) else {
+            let index = self.index(*seq);
+            let Some(job) = index.and_then(|index| self.window.get_mut(index)) else {
                 continue;
             };
             let Stage::Uploading(upload) = &mut job.stage else {
@@ -237,9 +240,10 @@ impl<R: Remote> Pipeline<'_, R> {
 
     /// Whether a later row has the whole of this row's file.
     fn comes_whole_later(&self, seq: Seq) -> bool {
-        let index = (seq - self.cursor - 1) as usize;
-        let Some(Change::Content { node, .. }) = self.window.get(index).map(|j| &j.row.change)
-        else {
+        let Some(index) = self.index(seq) else {
+            return false;
+        };
+        let Change::Content { node, .. } = &self.window[index].row.change else {
             return false;
         };
         self.window.range(index + 1..).any(|job| {

@@ -113,9 +113,9 @@ impl<R: Remote> Pipeline<'_, R> {
     /// Takes back all that was sent from `seq` on: it is sent again, as uncertain rows.
     fn rewind(&mut self, seq: Seq) {
         self.uncertain = self.uncertain.max(self.announced);
-        let from = (seq - self.cursor - 1) as usize;
+        let from = self.first_from(seq);
         // Everything before `publish_next` was sent, and so was a file in place at it.
-        let sent = (self.publish_next - self.cursor - 1) as usize;
+        let sent = self.first_from(self.publish_next);
         for index in from..sent.max(from + 1) {
             let Some(mut job) = self.window.remove(index) else {
                 break;
