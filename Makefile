@@ -1,5 +1,6 @@
 # make check    what has to pass before a commit: lint and test
-# make bench    ProxyFS beside rsync and scp, in minutes; BENCH="--help" tells how to run less of it
+# make bench    ProxyFS beside rsync and scp, in minutes; BENCH="--help" tells how to run less of it;
+#               BENCH=mount: the mount beside a directory, bindfs and mergerfs (BENCH="mount --help")
 # make demo     see it work: two mirrors on this machine, one of them goes away and comes back
 # make install  DESTDIR= PREFIX=/usr/local SYSCONFDIR=/etc (with another PREFIX: PREFIX/etc)
 
@@ -28,8 +29,9 @@ check: lint test
 
 # Exit status 1 when a goal is missed. It mounts and starts SSH servers of its own, as the tests do.
 BENCH =
-bench: deps
-	$(CARGO) bench --locked --bench side_by_side -- $(BENCH)
+bench:
+	packaging/install-build-deps bench
+	$(CARGO) bench --locked --bench $(or $(filter mount,$(BENCH)),side_by_side) -- $(filter-out mount,$(BENCH))
 
 demo:
 	packaging/demo.sh

@@ -1,0 +1,205 @@
+//! `make bench BENCH=mount`: the mount beside the directory itself, bindfs and mergerfs.
+//!
+//! What makes numbers lie, and what answers it:
+//!
+//! * *Where the scheduler puts who calls and who answers* decides more than what they do (112 or 928 µs for the
+//!   same create was seen). So this program and all that it starts stay on the same processors, one by default.
+//! * *A machine that is busy with something else.* All contestants are measured in turns, in several rounds, on
+//!   one file system, and judged by the ratio of the medians.
+//! * *An opponent at a disadvantage.* bindfs and mergerfs run as their packages have them; they record nothing.
+//!   ProxyFS is the program as it is released, its log on the same disk, its mirrors paused.
+//! * *Speed by leaving something out.* What was written is read back from the source and the log's rows are
+//!   counted, outside of the measured time.
+//!
+//! A goal that is missed makes the exit status 1. Nothing is left behind, also when it is interrupted.
+#![allow(clippy::unwrap_used)]
+
+// The tests' parts; not all of what they can do is needed here.
+#[allow(dead_code)]
+#[path = "../../tests/support/daemon.rs"]
+mod daemon;
+#[allow(dead_code)]
+#[path = "../../tests/support/relay.rs"]
+mod relay;
+#[allow(dead_code)]
+#[path = "../../tests/support/sshd.rs"]
+mod sshd;
+
+mod contestants;
+mod table;
+mod work;
+
+use contestants::{Contestant, Kind};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+use table::Table;
+
+/// How large everything is.
+pub struct Size {
+    /// Measurements of each kind, in turns.
+    pub rounds: usize,
+    /// Bytes of the file that is read.
+    pub read: u64,
+    /// Bytes of the files that are written.
+    pub write: u64,
+    /// Small files.
+    pub files: usize,
+    /// Entries of the tree that tar unpacks, at least.
+    pub tree: usize,
+}
+
+impl Size {
+    fn full() -> Size {
+        Size {
+            rounds: 5,
+            read: 1 << 30,
+            write: 512 << 20,
+            files: 20_000,
+            tree: 10_000,
+        }
+    }
+
+    fn quick() -> Size {
+        Size {
+            rounds: 3,
+            read: 256 << 20,
+            write: 64 << 20,
+            files: 3000,
+            tree: 2000,
+        }
+    }
+}
+
+/// A group of works that one contestant does in one go.
+type Part = fn(&Contestant, &Size) -> Vec<work::Measured>;
+
+const PARTS: [(&str, Part, &[Kind], &str); 5] = [
+    ("read", work::read, Kind::ALL, "one large file"),
+    ("write", work::write, Kind::ALL, "a new large file"),
+    ("small", work::small, Kind::ALL, "many small files"),
+    ("tree", work::tree, Kind::ALL, "tar x and rm -rf of a tree"),
+    (
+        "mirrors",
+        work::with_mirrors,
+        Kind::BY_MIRRORS,
+        "small files and a tree with no, one and ten mirrors",
+    ),
+];
+
+const USAGE: &str = "make bench BENCH=\"mount [--quick] [--rounds N] [--cpus N] [PART...]\"\n\nParts (all, if none is named):";
+
+fn usage() {
+    println!("{USAGE}");
+    for (name, _, _, what) in PARTS {
+        println!("  {name:10}  {what}");
+    }
+}
+
+/// The number behind an option.
+fn number(argument: Option<String>) -> usize {
+    let number = argument.as_ref().and_then(|a| a.parse().ok());
+    number.unwrap_or_else(|| {
+        eprintln!("a number is missing");
+        usage();
+        std::process::exit(2);
+    })
+}
+
+fn main() {
+    let mut size = Size::full();
+    let (mut wanted, mut rounds, mut cpus) = (Vec::new(), None, 1);
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--bench" => {} // cargo's
+            "--quick" => size = Size::quick(),
+            "--rounds" => rounds = Some(number(arguments.next())),
+            "--cpus" => cpus = number(arguments.next()),
+            "--help" => return usage(),
+            part if PARTS.iter().any(|p| p.0 == part) => wanted.push(part.to_string()),
+            other => {
+                eprintln!("there is no part or option {other}");
+                usage();
+                std::process::exit(2);
+            }
+        }
+    }
+    size.rounds = rounds.map_or(size.rounds, |n| n.max(1));
+    if let Some(missing) = contestants::missing() {
+        eprintln!("{missing}");
+        std::process::exit(2);
+    }
+    stop_on_signals();
+    pin(cpus.max(1));
+    let started = Instant::now();
+    let mut table = Table::default();
+    for (name, part, kinds, _) in PARTS {
+        if wanted.is_empty() || wanted.iter().any(|w| w == name) {
+            eprintln!("{name} ...");
+            run(part, kinds, &size, &mut table);
+        }
+    }
+    println!(
+        "\nLinux {}, on {cpus} processor(s), {} rounds; the directory's time, the others' as a multiple of it\n\n{table}",
+        std::fs::read_to_string("/proc/sys/kernel/osrelease")
+            .unwrap_or_default()
+            .trim(),
+        size.rounds,
+    );
+    for missed in table.missed() {
+        println!("missed: {missed}");
+    }
+    eprintln!("{:.0} s in all", started.elapsed().as_secs_f64());
+    std::process::exit(if table.missed().is_empty() { 0 } else { 1 });
+}
+
+/// All contestants in turns; who begins moves on, so that nobody always comes after the same one.
+fn run(part: Part, kinds: &[Kind], size: &Size, table: &mut Table) {
+    let contestants: Vec<Contestant> = kinds.iter().map(|kind| Contestant::start(*kind)).collect();
+    let mut done = vec![Vec::new(); contestants.len()];
+    for round in 0..size.rounds {
+        for turn in 0..contestants.len() {
+            let who = (turn + round) % contestants.len();
+            done[who].push(part(&contestants[who], size));
+        }
+    }
+    for (contestant, rounds) in contestants.iter().zip(done) {
+        table.add(contestant.kind, rounds);
+    }
+}
+
+/// This program, and all that it starts, on so many of the processors that it may use, the last ones.
+fn pin(cpus: usize) {
+    let may = sched_getaffinity(None).unwrap();
+    let mut set = CpuSet::new();
+    (0..CpuSet::MAX_CPU)
+        .rev()
+        .filter(|cpu| may.is_set(*cpu))
+        .take(cpus)
+        .for_each(|cpu| set.set(cpu));
+    sched_setaffinity(None, &set).unwrap();
+}
+
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Lets SIGINT and SIGTERM end the run by a panic, so that everything is taken down.
+fn stop_on_signals() {
+    let flag = Arc::new(AtomicBool::new(false));
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&flag)).unwrap();
+    }
+    std::thread::spawn(move || {
+        while !flag.load(Ordering::Relaxed) {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        STOP.store(true, Ordering::Relaxed);
+    });
+}
+
+/// # Panics
+/// The run was interrupted.
+pub fn go_on() {
+    assert!(!STOP.load(Ordering::Relaxed), "interrupted");
+}
