@@ -26,11 +26,8 @@ fail() {
 
 [ "$(id -u)" -eq 0 ] || fail "mounting needs root: sudo make demo"
 [ -c /dev/fuse ] || fail "there is no /dev/fuse: modprobe fuse (in a container: give it the device)"
-for tool in ssh-keygen rsync pgrep mountpoint; do
-    command -v "$tool" >/dev/null || fail "$tool is missing: run packaging/install-build-deps"
-done
+packaging/install-build-deps
 sshd=$(command -v sshd || echo /usr/sbin/sshd)
-[ -x "$sshd" ] || fail "sshd is missing: run packaging/install-build-deps"
 
 # Overlay file systems (as in containers) offer no file handles; a tmpfs does.
 base=${TMPDIR:-/tmp}
@@ -39,13 +36,22 @@ dir=$(mktemp -d "$base/proxyfs-demo.XXXXXX")
 declare -A server=() port=()
 daemon=''
 
+# All processes below one. Since OpenSSH 9.8 a session is not the server's child, but its grandchild.
+descendants() {
+    local child
+    for child in $(pgrep -P "$1" || true); do
+        echo "$child"
+        descendants "$child"
+    done
+}
+
 # Kills an SSH server and the sessions it serves, as if its machine were gone.
 stop_server() {
     local pid=${server[$1]:-}
     [ -n "$pid" ] || return 0
     kill -STOP "$pid" 2>/dev/null || true
     local sessions
-    sessions=$(pgrep -P "$pid" || true)
+    sessions=$(descendants "$pid")
     # shellcheck disable=SC2086
     kill -KILL "$pid" $sessions 2>/dev/null || true
     wait "$pid" 2>/dev/null || true

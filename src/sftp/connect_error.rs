@@ -67,6 +67,8 @@ pub enum ConnectError {
         user: String,
         tried: String,
     },
+    /// An SSH server that takes no connection from here for a while; `said` is how it put it.
+    TurnedAway { host: String, said: String },
     /// What listens there is no SSH server; `said` is how it began.
     NotSsh { host: String, said: String },
     /// The server and we have no algorithm in common, or it breaks the protocol.
@@ -91,6 +93,7 @@ impl ConnectError {
             | ConnectError::Refused { .. }
             | ConnectError::TimedOut { .. }
             | ConnectError::Lost { .. }
+            | ConnectError::TurnedAway { .. }
             | ConnectError::Aborted { .. } => true,
             ConnectError::UnknownHostKey { .. }
             | ConnectError::ChangedHostKey { .. }
@@ -174,6 +177,10 @@ impl fmt::Display for ConnectError {
             ConnectError::LoginRefused { host, user, tried } => write!(
                 f,
                 "{host} refuses the login of {user} with {tried}: add the public key to ~{user}/.ssh/authorized_keys there, and look into sshd's log if it is"
+            ),
+            ConnectError::TurnedAway { host, said } => write!(
+                f,
+                "{host} takes no connection from here for now (it says \"{said}\"): it has seen too many at once, or too many broken ones; if that goes on, look into sshd's log and at MaxStartups and PerSourcePenalties in sshd_config there"
             ),
             ConnectError::NotSsh { host, said } => write!(
                 f,

@@ -215,6 +215,10 @@ pub(super) fn timespec(wait: Duration) -> Timespec {
     }
 }
 
+/// What OpenSSH says in place of its greeting to who comes too often: over MaxStartups, or (since 9.8) under
+/// one of PerSourcePenalties.
+const TURNED_AWAY: [&str; 2] = ["Exceeded MaxStartups", "Not allowed at this time"];
+
 /// Looks, without taking a byte away, whether an SSH server answers: RFC 4253, section 4.2, lets it
 /// say other lines before its version. libssh2 alone would wait for the version through any flood
 /// of other lines, and could not tell a web server from a broken connection.
@@ -261,10 +265,13 @@ pub(super) fn expect_ssh(
                 if could_be {
                     return Err(lost("it stopped within its greeting".to_string()));
                 }
-                return Err(ConnectError::NotSsh {
-                    host: host.to_string(),
-                    said: first_line(said),
-                });
+                let (host, said) = (host.to_string(), first_line(said));
+                return Err(
+                    match TURNED_AWAY.iter().any(|words| said.starts_with(words)) {
+                        true => ConnectError::TurnedAway { host, said },
+                        false => ConnectError::NotSsh { host, said },
+                    },
+                );
             }
             _ => {}
         }

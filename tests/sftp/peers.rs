@@ -342,6 +342,8 @@ fn a_port_that_speaks_something_else_is_told() {
     let sshd = Sshd::start();
     for (greeting, connection) in [
         (&b"220 mail.example.org ESMTP\r\n"[..], false),
+        (b"Not allowed at this time\r\n", true),
+        (b"Exceeded MaxStartups\r\n", true),
         (b"SSH", true),
         (b"", true),
         (
@@ -361,6 +363,12 @@ fn a_port_that_speaks_something_else_is_told() {
         });
         assert_eq!(e.is_connection(), connection, "{e}");
         assert_eq!(matches!(e, ConnectError::NotSsh { .. }), !connection);
+        let turned_away = greeting.starts_with(b"Not allowed") || greeting.starts_with(b"Exceeded");
+        assert_eq!(
+            matches!(e, ConnectError::TurnedAway { .. }),
+            turned_away,
+            "{e}"
+        );
     }
     // For ever something else.
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();

@@ -13,6 +13,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -158,6 +159,10 @@ impl Sshd {
              PrintMotd no\nMaxStartups 100\nMaxSessions 10\nLogLevel VERBOSE\n",
             self.port()
         ));
+        // Tests come by too often, and some break off on purpose.
+        if knows_penalties() {
+            text.push_str("PerSourcePenalties no\n");
+        }
         for kind in &builder.host_keys {
             text.push_str(&format!("HostKey {dir}/host_{kind}\n"));
         }
@@ -369,6 +374,21 @@ fn make_ordinary_user() {
             .unwrap();
         assert!(there(), "{made:?}");
     }
+}
+
+/// Whether this sshd shuts out who fails too often (OpenSSH 9.8 and newer); an older one does not start with
+/// a setting that it does not know.
+fn knows_penalties() -> bool {
+    static KNOWS: LazyLock<bool> = LazyLock::new(|| {
+        let version = Command::new("ssh").arg("-V").output().unwrap().stderr;
+        let version = String::from_utf8_lossy(&version).into_owned();
+        let number = version.trim_start_matches("OpenSSH_");
+        let mut parts = number.split(|c: char| !c.is_ascii_digit());
+        let mut part = || parts.next().and_then(|p| p.parse::<u32>().ok());
+        let version = (part().unwrap(), part().unwrap());
+        version >= (9, 8)
+    });
+    *KNOWS
 }
 
 /// User and group id.
