@@ -5,6 +5,11 @@
 //! given to the abort *before* it starts to connect, and the abort's mark is looked at *after* that,
 //! so an abort comes either in time to be seen or finds the socket. The one wait that has no socket,
 //! for the name service, is on a thread of its own, which is left behind.
+//!
+//! The other danger: a connection that was given up and still delivers. The kernel would go on sending what was
+//! written, minutes later if that is when the network comes back, and the old server would remove or rename
+//! something while the next session has gone on with the same paths. So a socket that is closed, by us
+//! or by a kill, throws away what has not left this host (SO_LINGER with no time).
 
 use super::connect_error::ConnectError;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -167,6 +172,7 @@ fn connect(addr: SocketAddr, timeout: Duration, abort: &Abort) -> Result<Arc<Tcp
     sockopt::set_tcp_keepidle(&fd, Duration::from_secs(60))?;
     sockopt::set_tcp_keepintvl(&fd, Duration::from_secs(15))?;
     sockopt::set_tcp_keepcnt(&fd, 4)?;
+    sockopt::set_socket_linger(&fd, Some(Duration::ZERO))?;
     let socket = Arc::new(TcpStream::from(fd));
     abort.watch(&socket);
     if abort.is_aborted() {
@@ -294,4 +300,45 @@ pub(super) fn first_line(bytes: &[u8]) -> String {
         .trim_end()
         .escape_debug()
         .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
+    /// How much is written to who does not read, as behind a link that is down, and how much of it arrives
+    /// when the connection is closed, without a word or after `before`, and the other side reads again.
+    fn arrives(before: fn(&TcpStream)) -> (usize, usize) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let socket = dial("127.0.0.1", port, Duration::from_secs(60), &Abort::new()).unwrap();
+        let (mut peer, _) = listener.accept().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let mut written = 0;
+        while let Ok(n) = (&*socket).write(&[7; 65536]) {
+            written += n;
+        }
+        before(&socket);
+        drop(socket);
+        let (mut arrived, mut buffer) = (0, vec![0; 65536]);
+        while let Ok(n) = peer.read(&mut buffer)
+            && n > 0
+        {
+            arrived += n;
+        }
+        (written, arrived)
+    }
+
+    #[test]
+    fn what_has_not_left_when_a_connection_is_given_up_never_arrives() {
+        for end in [hang_up, |_: &TcpStream| ()] {
+            let (written, arrived) = arrives(end);
+            assert!(arrived < written, "{arrived} of {written}");
+        }
+        let linger = |socket: &TcpStream| sockopt::set_socket_linger(socket, None).unwrap();
+        let (written, arrived) = arrives(linger);
+        assert_eq!(arrived, written, "this test shows nothing on this kernel");
+    }
 }
