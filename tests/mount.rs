@@ -8,6 +8,7 @@ mod names;
 mod open_files;
 mod records;
 mod replica;
+mod same;
 mod users;
 
 use crate::support::mounts::{PATIENCE, TestMount, check_the_machine, show, wait_until};

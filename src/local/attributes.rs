@@ -11,10 +11,10 @@
 //! it was asked (chown takes set-id bits away, times are rounded), and only if they are others than
 //! before.
 
-use super::Local;
 use super::inodes::{Kind, Tree};
 use super::search::LastFound;
 use super::sys::{self, Caller, Result, SetTime, Stat};
+use super::{Local, data};
 use crate::change::{Change, Owner, Times};
 use rustix::fs::{StatVfs, XattrFlags};
 use rustix::io::Errno;
@@ -56,9 +56,47 @@ impl SetAttributes {
         (self.atime, self.mtime) != (SetTime::Keep, SetTime::Keep)
     }
 
-    fn only_size(&self) -> bool {
-        self.mode.is_none() && self.uid.is_none() && self.gid.is_none() && !self.sets_times()
+    fn sets_owner(&self) -> bool {
+        self.uid.is_some() || self.gid.is_some()
     }
+
+    /// Nothing at all: chown(2) with neither owner nor group, which takes set-id bits away and changes the
+    /// ctime nevertheless. Or the kernel wants those bits gone before a write.
+    fn is_nothing(&self) -> bool {
+        self.only_size() && self.size.is_none()
+    }
+
+    fn only_size(&self) -> bool {
+        self.mode.is_none() && !self.sets_owner() && !self.sets_times()
+    }
+}
+
+/// The longest list of names that Linux gives (xattr(7)).
+const XATTR_LIST_MAX: usize = 65536;
+
+/// Whether what is not said to be a chown(2) may take set-id bits away. A stranger may not do so by a chown;
+/// and for a write the write itself does it.
+fn may_clear(stat: &Stat, caller: Caller) -> bool {
+    caller.uid == 0
+        || caller.uid == stat.uid
+        || stat.is_dir()
+        || data::without_privileges(stat, caller.thread) == stat.permissions()
+}
+
+/// After a chown or an ACL by somebody who is not in the file's group: set-group-id goes. The kernel does
+/// so by itself for whom it knows; the daemon's call was root's.
+fn drop_setgid(fd: impl AsFd, before: &Stat, caller: Caller) -> Result<()> {
+    if caller.uid == 0
+        || before.mode & libc::S_ISGID == 0
+        || sys::is_in_group(caller.thread, before.gid)
+    {
+        return Ok(());
+    }
+    let now = sys::stat(fd.as_fd())?.permissions();
+    if now & libc::S_ISGID != 0 {
+        sys::chmod(fd, now & !libc::S_ISGID)?;
+    }
+    Ok(())
 }
 
 /// The attributes whose setting may change the permission bits.
@@ -91,8 +129,8 @@ impl Local {
         let handle = handle.map(|handle| self.open.get(handle)).transpose()?;
         if let Some(size) = set.size {
             match &handle {
-                Some(handle) => self.cut_handle(handle, size, caller.uid)?,
-                None => self.cut_path(node, size, caller.uid)?,
+                Some(handle) => self.cut_handle(handle, size, caller)?,
+                None => self.cut_path(node, size, caller)?,
             };
         }
         let tree = self.inodes.read();
@@ -104,13 +142,16 @@ impl Local {
                 opened.as_fd()
             }
         };
-        if set.only_size() {
+        if set.only_size() && set.size.is_some() {
             return Ok(self.inodes.outward(sys::stat(fd)?));
         }
         self.log.check()?;
         let before = sys::stat(fd)?;
-        if set.uid.is_some() || set.gid.is_some() {
+        if set.sets_owner() || (set.is_nothing() && may_clear(&before, caller)) {
             sys::chown(fd, set.uid, set.gid)?;
+            if !before.is_dir() {
+                drop_setgid(fd, &before, caller)?;
+            }
         }
         if let Some(mode) = set.mode {
             sys::chmod(fd, mode)?;
@@ -194,17 +235,32 @@ impl Local {
     }
 
     /// Lists the names of extended attributes, each with a NUL behind it; an empty buffer asks for the
-    /// length.
+    /// length. Those that only root may read (`trusted.`) are shown to root only.
     ///
     /// # Errors
     /// As `listxattr(2)`: ERANGE.
-    pub fn list_xattrs(&self, node: u64, buffer: &mut [u8]) -> Result<usize> {
+    pub fn list_xattrs(&self, node: u64, buffer: &mut [u8], caller: Caller) -> Result<usize> {
         let (_open, path) = self.xattr_path(&self.inodes.read(), node)?;
-        if buffer.is_empty() {
-            rustix::fs::listxattr_query(path)
-        } else {
-            rustix::fs::listxattr(path, buffer)
+        if caller.uid == 0 {
+            return if buffer.is_empty() {
+                rustix::fs::listxattr_query(path)
+            } else {
+                rustix::fs::listxattr(path, buffer)
+            };
         }
+        let mut all = vec![0; XATTR_LIST_MAX];
+        let length = rustix::fs::listxattr(path, &mut all[..])?;
+        let names = all[..length].split_inclusive(|b| *b == 0);
+        let shown: Vec<u8> = names
+            .filter(|name| !name.starts_with(b"trusted."))
+            .flatten()
+            .copied()
+            .collect();
+        if !buffer.is_empty() {
+            let room = buffer.get_mut(..shown.len()).ok_or(Errno::RANGE)?;
+            room.copy_from_slice(&shown);
+        }
+        Ok(shown.len())
     }
 
     /// Sets an extended attribute: here only, mirrors cannot have it. An ACL that changes the mode's
@@ -212,10 +268,18 @@ impl Local {
     ///
     /// # Errors
     /// As `setxattr(2)`; EROFS while the log is closed.
-    pub fn set_xattr(&self, node: u64, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
+    pub fn set_xattr(
+        &self,
+        node: u64,
+        name: &[u8],
+        value: &[u8],
+        flags: u32,
+        caller: Caller,
+    ) -> Result<()> {
         let flags = XattrFlags::from_bits_retain(flags);
-        self.change_xattr(node, name, |path| {
-            rustix::fs::setxattr(path, name, value, flags)
+        self.change_xattr(node, name, |fd, path, before| {
+            rustix::fs::setxattr(path, name, value, flags)?;
+            before.map_or(Ok(()), |before| drop_setgid(fd, before, caller))
         })
     }
 
@@ -224,23 +288,23 @@ impl Local {
     /// # Errors
     /// As `removexattr(2)`; EROFS while the log is closed.
     pub fn remove_xattr(&self, node: u64, name: &[u8]) -> Result<()> {
-        self.change_xattr(node, name, |path| rustix::fs::removexattr(path, name))
+        self.change_xattr(node, name, |_, path, _| rustix::fs::removexattr(path, name))
     }
 
     fn change_xattr(
         &self,
         node: u64,
         name: &[u8],
-        change: impl FnOnce(&str) -> std::result::Result<(), Errno>,
+        change: impl FnOnce(&OwnedFd, &str, Option<&Stat>) -> Result<()>,
     ) -> Result<()> {
         let tree = self.inodes.read();
         self.log.check()?;
         let (fd, path) = self.xattr_path(&tree, node)?;
         if name != ACCESS_ACL {
-            return change(&path);
+            return change(&fd, &path, None);
         }
         let before = sys::stat(&fd)?;
-        change(&path)?;
+        change(&fd, &path, Some(&before))?;
         self.record_attributes(&tree, node, &before, &sys::stat(&fd)?, false)
     }
 }

@@ -15,7 +15,7 @@
 
 use super::Local;
 use super::open_files::{FileState, Handle};
-use super::sys::{self, Result};
+use super::sys::{self, Caller, Result, Stat};
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
@@ -62,17 +62,27 @@ fn may_write(flags: i32) -> bool {
     flags & libc::O_ACCMODE != libc::O_RDONLY
 }
 
-/// Takes the set-id bits away that a write takes away. True if there were any.
-pub fn clear_privileges(fd: impl AsFd) -> Result<bool> {
-    let mode = sys::stat(fd.as_fd())?.permissions();
-    let mut cleared = mode & !libc::S_ISUID;
-    if mode & libc::S_IXGRP != 0 {
-        cleared &= !libc::S_ISGID;
-    }
-    if cleared != mode {
+/// Takes the set-id bits away that a write by this thread, which is not root's, takes away. True if there
+/// were any. The kernel leaves set-group-id alone where the group may not execute, and only for members.
+pub fn clear_privileges(fd: impl AsFd, thread: u32) -> Result<bool> {
+    let stat = sys::stat(fd.as_fd())?;
+    let cleared = without_privileges(&stat, thread);
+    if cleared != stat.permissions() {
         sys::chmod(fd, cleared)?;
     }
-    Ok(cleared != mode)
+    Ok(cleared != stat.permissions())
+}
+
+/// The permission bits without those that a write or a chown by this thread takes away.
+pub fn without_privileges(stat: &Stat, thread: u32) -> u32 {
+    let mode = stat.permissions();
+    let mut cleared = mode & !libc::S_ISUID;
+    if mode & libc::S_ISGID != 0
+        && (mode & libc::S_IXGRP != 0 || !sys::is_in_group(thread, stat.gid))
+    {
+        cleared &= !libc::S_ISGID;
+    }
+    cleared
 }
 
 impl Local {
@@ -80,7 +90,7 @@ impl Local {
     ///
     /// # Errors
     /// As `open(2)`; ESTALE: no name leads to it; EROFS to write while the log is closed.
-    pub fn open_file(&self, node: u64, flags: i32, uid: u32) -> Result<Opened> {
+    pub fn open_file(&self, node: u64, flags: i32, caller: Caller) -> Result<Opened> {
         let truncate = flags & libc::O_TRUNC != 0;
         if truncate || may_write(flags) {
             self.log.check()?;
@@ -90,8 +100,8 @@ impl Local {
             .open(&self.inodes.read(), node, open_flags(flags))?;
         let state = may_write(flags).then(|| self.open.add_writer(node));
         let emptied = match &state {
-            Some(state) if truncate => cut(state, &fd, 0, uid),
-            None if truncate => self.cut_path(node, 0, uid),
+            Some(state) if truncate => cut(state, &fd, 0, caller),
+            None if truncate => self.cut_path(node, 0, caller),
             _ => Ok(false),
         };
         let privileges_cleared = emptied.inspect_err(|_| {
@@ -149,7 +159,7 @@ impl Local {
             self.log.check()?;
         }
         state.lock().begin();
-        let done = write_all(&handle.fd, offset, bytes, by.kill_privileges);
+        let done = write_all(&handle.fd, offset, bytes, by);
         let mut dirty = state.lock();
         if let Ok(written) = &done {
             dirty.wrote(offset, offset + written.bytes as u64);
@@ -162,20 +172,20 @@ impl Local {
     }
 
     /// Sets the size through an open handle; logged when that is closed. True if set-id bits went.
-    pub(super) fn cut_handle(&self, handle: &Handle, size: u64, uid: u32) -> Result<bool> {
+    pub(super) fn cut_handle(&self, handle: &Handle, size: u64, caller: Caller) -> Result<bool> {
         self.log.check()?;
-        cut(handle.writer()?, &handle.fd, size, uid)
+        cut(handle.writer()?, &handle.fd, size, caller)
     }
 
     /// Sets the size without a handle; logged at once, unless the file is new and someone else is still
     /// writing it. True if set-id bits went.
-    pub(super) fn cut_path(&self, node: u64, size: u64, uid: u32) -> Result<bool> {
+    pub(super) fn cut_path(&self, node: u64, size: u64, caller: Caller) -> Result<bool> {
         let fd = self
             .inodes
             .open(&self.inodes.read(), node, OFlags::WRONLY)?;
         self.log.check()?;
         let state = self.open.add_writer(node);
-        let cleared = cut(&state, &fd, size, uid);
+        let cleared = cut(&state, &fd, size, caller);
         let logged = self.log_unless(&state, |dirty| dirty.is_new());
         self.remove_writer(&state);
         logged.and(cleared)
@@ -271,7 +281,7 @@ impl Local {
         offset: u64,
         length: u64,
         mode: u32,
-        uid: u32,
+        caller: Caller,
     ) -> Result<bool> {
         let handle = self.open.get(handle)?;
         let state = handle.writer()?;
@@ -281,7 +291,7 @@ impl Local {
         state.lock().begin();
         let done = (|| {
             let old = sys::stat(&handle.fd)?;
-            let cleared = uid != 0 && clear_privileges(&handle.fd)?;
+            let cleared = caller.uid != 0 && clear_privileges(&handle.fd, caller.thread)?;
             rustix::fs::fallocate(&handle.fd, mode, offset, length)?;
             Ok((old, sys::stat(&handle.fd)?, cleared))
         })();
@@ -311,7 +321,7 @@ impl Local {
         from: (u64, u64),
         to: (u64, u64),
         length: u64,
-        uid: u32,
+        caller: Caller,
     ) -> Result<Written> {
         let (source, target) = (self.open.get(from.0)?, self.open.get(to.0)?);
         let state = target.writer()?;
@@ -321,7 +331,8 @@ impl Local {
         let (mut read_at, mut write_at) = (from.1, to.1);
         state.lock().begin();
         let done = (|| {
-            let privileges_cleared = uid != 0 && clear_privileges(&target.fd)?;
+            let privileges_cleared =
+                caller.uid != 0 && clear_privileges(&target.fd, caller.thread)?;
             let bytes = rustix::fs::copy_file_range(
                 &source.fd,
                 Some(&mut read_at),
@@ -358,8 +369,8 @@ impl Local {
     }
 }
 
-fn write_all(fd: &OwnedFd, offset: u64, bytes: &[u8], kill: bool) -> Result<Written> {
-    let privileges_cleared = kill && clear_privileges(fd)?;
+fn write_all(fd: &OwnedFd, offset: u64, bytes: &[u8], by: Writer) -> Result<Written> {
+    let privileges_cleared = by.kill_privileges && clear_privileges(fd, by.thread)?;
     let mut done = 0;
     while done < bytes.len() {
         match rustix::io::pwrite(fd, &bytes[done..], offset + done as u64) {
@@ -376,11 +387,11 @@ fn write_all(fd: &OwnedFd, offset: u64, bytes: &[u8], kill: bool) -> Result<Writ
     })
 }
 
-fn cut(state: &FileState, fd: &OwnedFd, size: u64, uid: u32) -> Result<bool> {
+fn cut(state: &FileState, fd: &OwnedFd, size: u64, caller: Caller) -> Result<bool> {
     state.lock().begin();
     let done = (|| {
         let old = sys::stat(fd)?.size;
-        let cleared = uid != 0 && clear_privileges(fd)?;
+        let cleared = caller.uid != 0 && clear_privileges(fd, caller.thread)?;
         rustix::fs::ftruncate(fd, size)?;
         Ok((old, cleared))
     })();

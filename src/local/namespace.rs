@@ -153,11 +153,12 @@ impl Local {
         })
     }
 
-    /// Makes and opens a regular file. Nothing is recorded before a writer closes it. If it exists by
-    /// now it is opened (unless O_EXCL), and emptied with O_TRUNC.
+    /// Makes and opens a regular file. Nothing is recorded before a writer closes it.
     ///
     /// # Errors
-    /// As `open(2)`, and as [`Local::mkdir`].
+    /// As `open(2)`, and as [`Local::mkdir`]. ESTALE if it exists by now, made behind the mount: whoever
+    /// asks was not asked whether he may open it, since the kernel takes it for one that he has just made.
+    /// The kernel looks it up, then, and opens it.
     pub fn create(
         &self,
         dir: u64,
@@ -166,38 +167,20 @@ impl Local {
         flags: i32,
         caller: Caller,
     ) -> Result<(Stat, data::Opened)> {
-        let existing = {
-            let mut tree = self.inodes.write();
-            let place = self.new_place(&tree, dir, name)?;
-            let made = {
-                let _as = as_caller(caller)?;
-                let flags = data::open_flags(flags) | OFlags::CREATE | OFlags::EXCL;
-                sys::open_at(&place.fd, name, flags, mode & 0o7777)
-            };
-            match made {
-                Ok(fd) => {
-                    let stat = self.inodes.outward(sys::stat(&fd)?);
-                    tree.enter(stat.ino, Kind::Regular, dir, name);
-                    return Ok((stat, self.opened_new(fd, stat.ino, caller.thread)));
-                }
-                Err(Errno::EXIST) if flags & libc::O_EXCL == 0 => {
-                    let stat = self.inodes.outward(self.inodes.stat_at(&place.fd, name)?);
-                    tree.enter(stat.ino, Kind::of(&stat), dir, name);
-                    stat
-                }
-                Err(e) => return Err(e),
-            }
+        let mut tree = self.inodes.write();
+        let place = self.new_place(&tree, dir, name)?;
+        let made = {
+            let _as = as_caller(caller)?;
+            let flags = data::open_flags(flags) | OFlags::CREATE | OFlags::EXCL;
+            sys::open_at(&place.fd, name, flags, mode & 0o7777)
         };
-        match self.open_file(existing.ino, flags, caller.uid) {
-            Ok(opened) => {
-                let now = self.inodes.stat(&self.inodes.read(), existing.ino)?;
-                Ok((now, opened))
-            }
-            Err(e) => {
-                self.forget(existing.ino, 1);
-                Err(e)
-            }
-        }
+        let fd = made.map_err(|e| match e {
+            Errno::EXIST if flags & libc::O_EXCL == 0 => Errno::STALE,
+            other => other,
+        })?;
+        let stat = self.inodes.outward(sys::stat(&fd)?);
+        tree.enter(stat.ino, Kind::Regular, dir, name);
+        Ok((stat, self.opened_new(fd, stat.ino, caller.thread)))
     }
 
     /// Removes a name of a file. A file that the log does not know yet goes without a trace.

@@ -326,6 +326,24 @@ pub struct AsCaller {
     _here: PhantomData<*const ()>,
 }
 
+/// Whether a thread works with the rights of this group, as its own or as a supplementary one. Not if it
+/// has ended, or cannot be seen from here (0).
+pub fn is_in_group(thread: u32, gid: u32) -> bool {
+    if thread == 0 {
+        return false;
+    }
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{thread}/status")) else {
+        return false;
+    };
+    let field = |name| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_default().split_whitespace()
+    };
+    // Of the four the last one is what file systems look at.
+    let mut groups = field("Gid:").nth(3).into_iter().chain(field("Groups:"));
+    groups.any(|group| group.parse() == Ok(gid))
+}
+
 thread_local! {
     static PREPARED: Cell<bool> = const { Cell::new(false) };
 }

@@ -252,7 +252,7 @@ impl Filesystem for ProxyFs {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match self.local.open_file(ino.0, flags.0, req.uid()) {
+        match self.local.open_file(ino.0, flags.0, caller(req, 0)) {
             Ok(opened) => {
                 self.forget_attributes(opened.privileges_cleared, ino);
                 reply.opened(FileHandle(opened.handle), fopen_flags(&opened));
@@ -425,7 +425,7 @@ impl Filesystem for ProxyFs {
 
     fn setxattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -434,7 +434,9 @@ impl Filesystem for ProxyFs {
         reply: ReplyEmpty,
     ) {
         let flags = flags.cast_unsigned();
-        let done = self.local.set_xattr(ino.0, name.as_bytes(), value, flags);
+        let done = self
+            .local
+            .set_xattr(ino.0, name.as_bytes(), value, flags, caller(req, 0));
         reply_empty(reply, done);
     }
 
@@ -444,8 +446,11 @@ impl Filesystem for ProxyFs {
         });
     }
 
-    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        reply_xattr(reply, size, |buffer| self.local.list_xattrs(ino.0, buffer));
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let caller = caller(req, 0);
+        reply_xattr(reply, size, |buffer| {
+            self.local.list_xattrs(ino.0, buffer, caller)
+        });
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -491,7 +496,7 @@ impl Filesystem for ProxyFs {
         let mode = mode.cast_unsigned();
         let done = self
             .local
-            .fallocate(fh.0, offset, length, mode, req.uid())
+            .fallocate(fh.0, offset, length, mode, caller(req, 0))
             .map(|cleared| self.forget_attributes(cleared, ino));
         reply_empty(reply, done);
     }
@@ -525,7 +530,7 @@ impl Filesystem for ProxyFs {
         reply: ReplyWrite,
     ) {
         let (from, to) = ((fh_in.0, offset_in), (fh_out.0, offset_out));
-        match self.local.copy_range(from, to, len, req.uid()) {
+        match self.local.copy_range(from, to, len, caller(req, 0)) {
             Ok(written) => {
                 self.forget_attributes(written.privileges_cleared, ino_out);
                 // No more than 1 GiB.

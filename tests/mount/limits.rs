@@ -210,6 +210,33 @@ impl Drop for MountGuard {
     }
 }
 
+/// What Linux does not let through to a FUSE file system, so that applications see that they have to do
+/// without (as on NFS). The list is the README's.
+#[test]
+fn what_fuse_does_not_let_through_is_refused_and_harms_nothing() {
+    let m = TestMount::new();
+    fs::write(m.path("a"), [b'x'; 16384]).unwrap();
+    m.take();
+    let f = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(m.path("a"))
+        .unwrap();
+    for mode in [FallocateFlags::COLLAPSE_RANGE, FallocateFlags::INSERT_RANGE] {
+        let refused = rustix::fs::fallocate(&f, mode, 4096, 4096);
+        assert_eq!(refused, Err(Errno::OPNOTSUPP), "{mode:?}");
+    }
+    let nameless = rustix::fs::open(m.path(""), OFlags::TMPFILE | OFlags::RDWR, Mode::RUSR);
+    assert_eq!(nameless.err(), Some(Errno::OPNOTSUPP));
+    let whiteout =
+        rustix::fs::renameat_with(CWD, m.path("a"), CWD, m.path("b"), RenameFlags::WHITEOUT);
+    assert_eq!(whiteout, Err(Errno::INVAL));
+    assert_eq!(rustix::fs::ioctl_getflags(&f).err(), Some(Errno::NOTTY));
+    drop(f);
+    assert!(m.take().is_empty());
+    assert_eq!(fs::read(m.path("a")).unwrap(), [b'x'; 16384]);
+}
+
 #[test]
 fn a_large_file_is_written_and_read_through_the_mount() {
     let m = TestMount::new();

@@ -105,6 +105,35 @@ fn a_program_that_an_ordinary_user_wrote_to_does_not_run_as_its_owner() {
 }
 
 #[test]
+fn a_file_made_behind_the_mount_is_not_opened_for_who_may_not() {
+    let m = TestMount::new();
+    // The kernel knows that there is none, so that it asks for it to be made.
+    assert!(!m.path("secret").exists());
+    fs::write(m.source("secret"), "secret").unwrap();
+    chmod(m.source("secret"), 0o600);
+    let open = "perl -MFcntl -e 'sysopen(F, \"secret\", O_RDWR | O_CREAT) or exit 3; print <F>'";
+    assert_eq!(m.sh_as(1234, 4321, open).status.code(), Some(3));
+    assert!(!m.path("other").exists());
+    fs::write(m.source("other"), "mine").unwrap();
+    assert_eq!(m.sh(&open.replace("secret", "other")), "mine");
+    assert_eq!(fs::read(m.source("other")).unwrap(), b"mine");
+    assert!(m.take().is_empty());
+}
+
+#[test]
+fn a_stranger_takes_no_set_id_bits_away_by_a_chown_of_nothing() {
+    let m = TestMount::with(LocalOptions::default(), |source| {
+        fs::write(source.join("setid"), "x").unwrap();
+        chmod(source.join("setid"), 0o4755);
+    });
+    m.sh_as(1234, 4321, "perl -e 'chown(-1, -1, \"setid\")'");
+    assert_eq!(mode(m.source("setid")), 0o4755);
+    assert!(m.take().is_empty());
+    m.sh("perl -e 'chown(-1, -1, \"setid\")'");
+    assert_eq!(m.take(), ["attr setid mode 755"]);
+}
+
+#[test]
 fn a_time_that_no_file_system_can_hold_harms_nobody() {
     let m = TestMount::new();
     fs::write(m.path("a"), "x").unwrap();
