@@ -9,6 +9,7 @@
 //! come back as one); what a person has to put right is tried at the slow end, or at once after `proxyfs
 //! resume`.
 
+mod covers;
 pub mod errors;
 mod ghosts;
 pub mod inbox;

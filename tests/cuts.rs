@@ -3,7 +3,8 @@
 //!
 //! A random history of changes, on a real tree and in a real journal, is replayed by the real pipeline on
 //! a server that breaks off at random requests, before or after the effect. In between the history goes
-//! on. Each seed is another history; a seed that once failed stays below by name.
+//! on, and a little of it happens while a session is at work, between any two of its requests. Each seed is
+//! another history; a seed that once failed stays below by name.
 #![allow(clippy::unwrap_used)]
 
 use super::support::fake_server::{Cut, FakeServer};
@@ -19,11 +20,13 @@ use proxyfs::mirror::plan::Place;
 use proxyfs::mirror::prepare::prepare;
 use proxyfs::mirror::source::Source;
 use proxyfs::sftp::Request;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// How long files are: nothing, a little, more than one WRITE, more than two.
 const LENGTHS: [usize; 5] = [0, 5, 100, 33_000, 70_000];
@@ -32,12 +35,23 @@ const LENGTHS: [usize; 5] = [0, 5, 100, 33_000, 70_000];
 /// twice, 838 a directory that had become a symlink.
 const KEPT: [u64; 3] = [169, 207, 838];
 
+/// How much happens at most while one session is at work: less than it takes to change a file each time
+/// that it is read, after which it would be published as it is.
+const MEANWHILE: u32 = 3;
+
 /// A source whose changes are recorded as the file system side records them.
 struct History {
     root: PathBuf,
-    journal: Journal,
+    journal: Arc<Journal>,
     random: Random,
     told: Vec<String>,
+    /// Of each file, how often it was written. Every byte of it is the last of that number.
+    versions: HashMap<NodeId, u8>,
+    /// Of each row with content, its file and its version then.
+    rows: HashMap<u64, (NodeId, u8)>,
+    /// Of each file the version that the mirror has been given last.
+    published: HashMap<NodeId, u8>,
+    clock: i64,
 }
 
 impl History {
@@ -57,6 +71,28 @@ impl History {
     fn record(&mut self, change: Change) {
         let seq = self.journal.record(&change).unwrap();
         self.told.push(format!("{seq} {change}"));
+        if let Change::Content { node, .. } = change {
+            let version = self.versions[&node];
+            self.rows.insert(seq, (node, version));
+        }
+    }
+
+    /// What stands ready for a row is about to become visible.
+    fn is_published(&mut self, seq: u64, bytes: &[u8]) {
+        // P4: it is whole. (Every version of a file is one byte repeated.)
+        assert!(
+            LENGTHS.contains(&bytes.len()) && bytes.iter().all(|b| *b == bytes[0]),
+            "{seq} is torn"
+        );
+        let (Some((node, version)), Some(byte)) = (self.rows.get(&seq), bytes.first()) else {
+            return;
+        };
+        assert!(byte >= version, "{seq} brings {byte}, older than its place");
+        let last = self.published.insert(node.clone(), *byte);
+        assert!(
+            last <= Some(*byte),
+            "{seq} goes back from {last:?} to {byte}"
+        );
     }
 
     /// Does something to the source, if it can be done, and records it.
@@ -78,8 +114,7 @@ impl History {
             2..=4 => {
                 let fresh = real.symlink_metadata().is_err();
                 let length = LENGTHS[self.random.below(5) as usize];
-                let byte = self.random.next() as u8;
-                if !real.is_symlink() && fs::write(&real, vec![byte; length]).is_ok() {
+                if !real.is_symlink() && self.write(&real, length) {
                     if fresh {
                         let mode = 0o600 + self.random.below(64) as u32;
                         fs::set_permissions(&real, fs::Permissions::from_mode(mode)).unwrap();
@@ -155,6 +190,28 @@ impl History {
         }
     }
 
+    /// Writes the next version of a file.
+    fn write(&mut self, real: &Path, length: usize) -> bool {
+        if fs::write(real, "").is_err() {
+            return false;
+        }
+        let version = self.versions.entry(node_id(real)).or_default();
+        *version += 1;
+        fs::write(real, vec![*version; length]).unwrap();
+        // No two versions have the same time, however coarse the clock.
+        self.clock += 1;
+        let time = rustix::fs::Timespec {
+            tv_sec: 1_600_000_000 + self.clock,
+            tv_nsec: 0,
+        };
+        let times = rustix::fs::Timestamps {
+            last_access: time,
+            last_modification: time,
+        };
+        rustix::fs::utimensat(rustix::fs::CWD, real, &times, rustix::fs::AtFlags::empty()).unwrap();
+        true
+    }
+
     fn content(&mut self, path: RelPath) {
         let real = self.real(&path);
         let meta = real.metadata().unwrap();
@@ -214,16 +271,18 @@ pub(super) fn node_id(path: &Path) -> NodeId {
 
 /// Replays what is in the journal, on a connection that may be cut. Says what ended it.
 fn session(
-    history: &History,
+    history: &RefCell<History>,
     source: &Source,
     base: &Path,
     cut: Option<Cut>,
     batch: usize,
+    meanwhile: bool,
 ) -> (Option<MirrorError>, Vec<String>) {
     let (notifier, inbox) = inbox().unwrap();
-    let reader: Reader = history.journal.reader().unwrap();
-    let check = history.journal.reader().unwrap();
-    let (journal, done) = (&history.journal, RefCell::new(false));
+    let journal = Arc::clone(&history.borrow().journal);
+    let reader: Reader = journal.reader().unwrap();
+    let check = journal.reader().unwrap();
+    let (done, busy) = (Cell::new(false), Cell::new(MEANWHILE));
     let idle = || {
         let position = check.mirror("m").unwrap();
         if position.cursor == journal.head()
@@ -234,6 +293,11 @@ fn session(
         }
     };
     let watch = |request: &Request| {
+        let mut history = history.borrow_mut();
+        if meanwhile && busy.get() > 0 && history.random.one_in(10) {
+            busy.set(busy.get() - 1);
+            history.step();
+        }
         let Request::PosixRename { from, .. } = request else {
             return;
         };
@@ -248,16 +312,12 @@ fn session(
             check.mirror("m").unwrap().sent_upto >= seq,
             "{seq} was not announced"
         );
-        // P4: what becomes visible is whole. (Every version of a file is one byte repeated.)
         let bytes = if from.is_symlink() {
             Vec::new()
         } else {
             fs::read(&from).unwrap()
         };
-        assert!(
-            LENGTHS.contains(&bytes.len()) && bytes.iter().all(|b| *b == bytes[0]),
-            "{seq} is torn"
-        );
+        history.is_published(seq, &bytes);
     };
     let mut server = FakeServer::new(cut, batch, idle, watch);
     let place = Place::new(base.as_os_str().as_bytes());
@@ -271,7 +331,7 @@ fn session(
         place,
         rules,
         source,
-        journal,
+        journal: &journal,
         reader: &reader,
         inbox: &inbox,
         live: &Live::new(Some(0), None),
@@ -307,39 +367,47 @@ fn play(seed: u64) {
     let journal = Journal::open(&state).unwrap();
     journal.add_mirror("m", true).unwrap();
     let source = Source::open_root(&root).unwrap();
-    let mut history = History {
+    let history = RefCell::new(History {
         root: root.clone(),
-        journal,
+        journal: Arc::new(journal),
         random: Random(seed),
         told: Vec::new(),
-    };
+        versions: HashMap::new(),
+        rows: HashMap::new(),
+        published: HashMap::new(),
+        clock: 0,
+    });
     let mut traces = Vec::new();
-    for _ in 0..history.random.below(12) {
-        for _ in 0..history.random.below(40) {
-            history.step();
-        }
-        let cut = Cut {
-            after: history.random.below(60),
-            effect: history.random.one_in(2),
+    let sessions = history.borrow_mut().random.below(12);
+    for _ in 0..sessions {
+        let (cut, batch) = {
+            let mut history = history.borrow_mut();
+            for _ in 0..history.random.below(40) {
+                history.step();
+            }
+            let cut = Cut {
+                after: history.random.below(60),
+                effect: history.random.one_in(2),
+            };
+            (cut, [1, 3, 1000][history.random.below(3) as usize])
         };
-        let batch = [1, 3, 1000][history.random.below(3) as usize];
-        let (error, trace) = session(&history, &source, &base, Some(cut), batch);
+        let (error, trace) = session(&history, &source, &base, Some(cut), batch, true);
         traces.push(trace.join("\n"));
         match error {
             None | Some(MirrorError::Session(_)) => {}
             Some(why) => panic!(
                 "seed {seed}: {why}\n{}\n{}",
-                history.told.join("\n"),
+                history.borrow().told.join("\n"),
                 traces.join("\n---- cut\n")
             ),
         }
     }
-    let (error, trace) = session(&history, &source, &base, None, 7);
+    let (error, trace) = session(&history, &source, &base, None, 7, false);
     traces.push(trace.join("\n"));
     let story = || {
         format!(
             "{}\n{}",
-            history.told.join("\n"),
+            history.borrow().told.join("\n"),
             traces.join("\n---- cut\n")
         )
     };

@@ -68,13 +68,14 @@ impl Remote for Distant<'_> {
     }
 }
 
-struct Scene {
+/// A source, its journal and a mirror.
+pub(super) struct Scene {
     dir: tempfile::TempDir,
-    journal: Journal,
+    pub(super) journal: Journal,
 }
 
 impl Scene {
-    fn new() -> Scene {
+    pub(super) fn new() -> Scene {
         let dir = tempfile::tempdir().unwrap();
         for d in ["source", "mirror", "state"] {
             fs::create_dir(dir.path().join(d)).unwrap();
@@ -84,20 +85,20 @@ impl Scene {
         Scene { dir, journal }
     }
 
-    fn source(&self) -> PathBuf {
+    pub(super) fn source(&self) -> PathBuf {
         self.dir.path().join("source")
     }
 
-    fn mirror(&self) -> PathBuf {
+    pub(super) fn mirror(&self) -> PathBuf {
         self.dir.path().join("mirror")
     }
 
-    fn place(&self) -> Place {
+    pub(super) fn place(&self) -> Place {
         Place::new(self.mirror().as_os_str().as_bytes())
     }
 
     /// Prepares a session; says how often it waited, too.
-    fn prepare(&self) -> (Rules, usize) {
+    pub(super) fn prepare(&self) -> (Rules, usize) {
         let round_trips = Cell::new(0);
         let mut remote = Distant {
             server: FakeServer::new(None, usize::MAX, || {}, |_| {}),
@@ -108,18 +109,72 @@ impl Scene {
         (rules, round_trips.get())
     }
 
-    /// Writes a new file and records it.
-    fn make_file(&self, name: &str) {
+    /// Replays all that is in the journal, and shows each request with how often was waited before it. Says
+    /// how many handles the server has.
+    pub(super) fn replay(&self, rules: Rules, watch: impl FnMut(&Request, usize)) -> u64 {
+        self.replay_by(usize::MAX, rules, watch)
+    }
+
+    /// The same, and the server answers after so many requests.
+    pub(super) fn replay_by(
+        &self,
+        batch: usize,
+        rules: Rules,
+        mut watch: impl FnMut(&Request, usize),
+    ) -> u64 {
+        let (notifier, inbox) = inbox().unwrap();
+        let reader = self.journal.reader().unwrap();
+        let check = self.journal.reader().unwrap();
+        let round_trips = Cell::new(0);
+        let idle = || {
+            let drained = check.mirror("m").unwrap().cursor == self.journal.head();
+            if drained && check.touched("m").unwrap().is_empty() {
+                notifier.tell(Notice::Stop);
+            }
+        };
+        let watch = |request: &Request| watch(request, round_trips.get());
+        let mut remote = Distant {
+            server: FakeServer::new(None, batch, idle, watch),
+            round_trips: &round_trips,
+        };
+        let handles = remote.features().max_handles.unwrap();
+        let source = Source::open_root(&self.source()).unwrap();
+        let setup = Setup {
+            name: "m",
+            place: self.place(),
+            rules,
+            source: &source,
+            journal: &self.journal,
+            reader: &reader,
+            inbox: &inbox,
+            live: &Live::new(None, None),
+        };
+        Pipeline::new(setup, &mut remote).unwrap().run().unwrap();
+        handles
+    }
+
+    /// Writes a file and records it.
+    pub(super) fn write(&self, name: &str, bytes: &[u8]) {
+        fs::write(self.source().join(name), bytes).unwrap();
+        self.record(name, Extent::Whole);
+    }
+
+    /// Records that a file was written.
+    pub(super) fn record(&self, name: &str, extent: Extent) {
         let path = self.source().join(name);
-        fs::write(&path, name).unwrap();
         let content = Change::Content {
             path: RelPath::new(name.as_bytes()).unwrap(),
             node: node_id(&path),
-            extent: Extent::Whole,
-            size: name.len() as u64,
+            extent,
+            size: path.metadata().unwrap().len(),
             linked: false,
         };
         self.journal.record(&content).unwrap();
+    }
+
+    /// Writes a new file and records it.
+    fn make_file(&self, name: &str) {
+        self.write(name, name.as_bytes());
     }
 }
 
@@ -155,43 +210,16 @@ fn new_files_take_a_round_trip_for_as_many_as_the_server_opens_and_it_keeps_hand
     for n in 0..FILES {
         scene.make_file(&format!("{n:04}"));
     }
-    let (notifier, inbox) = inbox().unwrap();
-    let reader = scene.journal.reader().unwrap();
-    let check = scene.journal.reader().unwrap();
-    let round_trips = Cell::new(0);
     let (open, most_open, published_after) = (Cell::new(0), Cell::new(0), Cell::new(0));
-    let idle = || {
-        let drained = check.mirror("m").unwrap().cursor == scene.journal.head();
-        if drained && check.touched("m").unwrap().is_empty() {
-            notifier.tell(Notice::Stop);
-        }
-    };
-    let watch = |request: &Request| match request {
+    let handles = scene.replay(rules, |request, round_trips| match request {
         Request::Open { .. } => {
             open.set(open.get() + 1);
             most_open.set(most_open.get().max(open.get()));
         }
         Request::Close { .. } => open.set(open.get() - 1),
-        Request::PosixRename { .. } => published_after.set(round_trips.get()),
+        Request::PosixRename { .. } => published_after.set(round_trips),
         _ => {}
-    };
-    let mut remote = Distant {
-        server: FakeServer::new(None, usize::MAX, idle, watch),
-        round_trips: &round_trips,
-    };
-    let handles = remote.features().max_handles.unwrap();
-    let source = Source::open_root(&scene.source()).unwrap();
-    let setup = Setup {
-        name: "m",
-        place: scene.place(),
-        rules,
-        source: &source,
-        journal: &scene.journal,
-        reader: &reader,
-        inbox: &inbox,
-        live: &Live::new(None, None),
-    };
-    Pipeline::new(setup, &mut remote).unwrap().run().unwrap();
+    });
     tree::assert_same(&scene.source(), &scene.mirror());
     assert_eq!(most_open.get(), handles - 64);
     // OPENs; the data with the next OPENs, twice; the last data; the last renames.

@@ -27,6 +27,7 @@
 //! * *The mirror's disk fills up in a WRITE, the rename behind it succeeds* (P4): nothing is published
 //!   before every reply of its staging is there.
 
+use super::covers::{self, Covers};
 use super::errors::MirrorError;
 use super::ghosts::Ghosts;
 use super::inbox::{Inbox, Notice};
@@ -35,17 +36,19 @@ use super::plan::{self, Place, Publish, Rules, Staging, Verdict};
 use super::related::PathIndex;
 use super::settle::Settle;
 use super::source::Source;
-use super::upload::{Outcome, Upload};
+use super::upload::{Outcome, Start, Upload, attributes_now};
 use crate::change::{Change, Extent, RelPath, Seq};
 use crate::journal::{Journal, Progress, Reader, Row};
 use crate::sftp::{Remote, Reply, Request, Status, Ticket, code};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+mod fates;
 mod publishing;
 mod staging;
 mod trouble;
 
+use fates::{ByPath, Fate};
 pub(super) use trouble::MARKS;
 
 /// Rows in memory at most.
@@ -111,6 +114,8 @@ enum Stage {
     /// The file is gone here, and so its content has nothing to do there. Or it is being written anew: its
     /// next content is to come.
     Gone,
+    /// An earlier row's send has brought what this one is about: see [`Covers`].
+    Covered(Seq),
     /// The mirror does not take it. That ends the session when everything before it is done.
     Refused(Status),
 }
@@ -139,6 +144,14 @@ struct Job {
     instead: Option<Change>,
     /// Its content is gone, and nothing stands at its path.
     absent: bool,
+    /// Its file is gone for good.
+    lost: bool,
+    /// What that means for it.
+    fate: Fate,
+    /// Nothing stands at its path there when its turn comes.
+    vacant: bool,
+    /// No other row's send counts for it.
+    alone: bool,
 }
 
 impl Job {
@@ -149,12 +162,52 @@ impl Job {
 
     /// Whether looks are sent along with its requests.
     fn looks(&self, uncertain: bool) -> bool {
+        if matches!(self.stage, Stage::Covered(_)) {
+            return false;
+        }
         uncertain || self.change().is_pivot() || matches!(self.stage, Stage::Gone)
     }
 
+    /// Whether something is made ready for it out of sight.
     fn is_staged(&self) -> bool {
-        let arrives = self.anew || plan::staging(&self.row.change) != Staging::None;
-        arrives && !matches!(self.stage, Stage::Gone)
+        let stages = self.anew || plan::staging(&self.row.change) != Staging::None;
+        stages && !matches!(self.stage, Stage::Gone | Stage::Covered(_))
+    }
+
+    /// It has to bring its content itself.
+    fn uncover(&mut self) {
+        self.stage = match plan::staging(&self.row.change) {
+            Staging::None => Stage::Ready,
+            Staging::File | Staging::Symlink => Stage::Waiting,
+        };
+    }
+
+    /// Whether its path is there when it is done, and done twice it ends the same.
+    fn arrives(&self) -> bool {
+        let lives = self.fate == Fate::Lives;
+        lives && (self.is_staged() || matches!(self.stage, Stage::Covered(_)))
+    }
+
+    /// Which file it is about.
+    fn content(&self) -> Option<covers::Place<'_>> {
+        match &self.row.change {
+            Change::Content {
+                path, node, linked, ..
+            } => Some(covers::Place {
+                seq: self.row.seq,
+                node,
+                path,
+                linked: *linked,
+            }),
+            Change::Mkdir { .. }
+            | Change::Rmdir { .. }
+            | Change::Unlink { .. }
+            | Change::Symlink { .. }
+            | Change::Link { .. }
+            | Change::Rename { .. }
+            | Change::Exchange { .. }
+            | Change::Attr { .. } => None,
+        }
     }
 }
 
@@ -204,6 +257,10 @@ pub struct Pipeline<'a, R: Remote> {
     /// Directories whose time could not be set, since one above them is shut.
     shut_out: Vec<RelPath>,
     ghosts: Ghosts,
+    covers: Covers,
+    /// How many rows that set attributes have been sent.
+    attrs_set: u64,
+    by_path: ByPath,
     recorded_at: Instant,
     /// Everything up to here is done, directories' times included.
     settled: Seq,
@@ -247,6 +304,9 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             settle: Settle::new(touched, now),
             shut_out: Vec::new(),
             ghosts,
+            covers: Covers::default(),
+            attrs_set: 0,
+            by_path: ByPath::default(),
             recorded_at: now,
             settled: 0,
             settling: None,
@@ -366,6 +426,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
                     Staging::None => Stage::Ready,
                     Staging::File | Staging::Symlink => Stage::Waiting,
                 };
+                self.by_path.came(&row);
                 self.window.push_back(Job {
                     row,
                     stage,
@@ -375,6 +436,10 @@ impl<'a, R: Remote> Pipeline<'a, R> {
                     anew: false,
                     instead: None,
                     absent: false,
+                    lost: false,
+                    fate: Fate::Lives,
+                    vacant: false,
+                    alone: false,
                 });
             }
         }
@@ -445,6 +510,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
                 break;
             };
             self.cursor = job.row.seq;
+            self.by_path.left(&job.row);
             done = Some((job.row.seq, job.row.cum_bytes));
             self.forget_in_flight(&job);
             log::debug!(
@@ -454,7 +520,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
                 job.row.change
             );
             self.ghosts.follow(&job.row.change, job.absent);
-            if !matches!(job.stage, Stage::Gone) {
+            if !matches!(job.stage, Stage::Gone | Stage::Covered(_)) {
                 self.settle.touch_for(&job.row.change);
             }
         }

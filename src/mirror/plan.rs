@@ -119,6 +119,9 @@ pub enum Verdict {
     Look,
     /// It is not done.
     Failed(Status),
+    /// The move was accepted and has moved nothing, since both names are the same file's (rename(2)): the old
+    /// one has yet to go.
+    SameFile,
 }
 
 /// What has to be staged for a change.
@@ -257,7 +260,8 @@ pub fn attributes(
     all
 }
 
-fn set(path: Vec<u8>, all: Vec<Attrs>, symlink: bool) -> Vec<Request> {
+/// Sets attributes in their order.
+pub fn set(path: Vec<u8>, all: Vec<Attrs>, symlink: bool) -> Vec<Request> {
     all.into_iter()
         .map(|attrs| {
             let path = path.clone();
@@ -314,7 +318,19 @@ pub fn judge(
         .enumerate()
         .find_map(|(i, r)| Some((i, failure(r)?)))
     else {
-        return Verdict::Done;
+        let stays = seen.is_some_and(|seen| seen.first().is_some_and(Option::is_some));
+        return match change {
+            Change::Rename { .. } if stays => Verdict::SameFile,
+            Change::Rename { .. }
+            | Change::Mkdir { .. }
+            | Change::Rmdir { .. }
+            | Change::Unlink { .. }
+            | Change::Symlink { .. }
+            | Change::Link { .. }
+            | Change::Exchange { .. }
+            | Change::Content { .. }
+            | Change::Attr { .. } => Verdict::Done,
+        };
     };
     let missing = why.code == code::NO_SUCH_FILE;
     let Some(seen) = seen else {
@@ -518,6 +534,17 @@ mod tests {
             let verdict = judge(&change, uncertain, &replies, Some(&[FILE, None]));
             assert!(matches!(verdict, Verdict::Failed(_)));
         }
+    }
+
+    #[test]
+    fn a_move_that_leaves_its_old_name_is_not_done() {
+        let change = Change::Rename {
+            from: path("a"),
+            to: path("b"),
+        };
+        let verdict = |seen| judge(&change, false, &[Reply::Ok], Some(seen));
+        assert_eq!(verdict(&[None, FILE]), Verdict::Done);
+        assert_eq!(verdict(&[FILE, FILE]), Verdict::SameFile);
     }
 
     #[test]

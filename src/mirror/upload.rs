@@ -23,7 +23,7 @@ use super::plan::{Rules, attributes};
 use super::source::{Source, Writing, mtime_of};
 use crate::change::{NodeId, Owner, Times, Timestamp};
 use crate::sftp::{Attrs, Handle, OpenMode, Remote, Reply, Request, Status, Ticket};
-use rustix::fs::{SeekFrom, fstat, seek};
+use rustix::fs::{SeekFrom, Stat, fstat, seek};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io;
@@ -91,10 +91,19 @@ pub struct Upload {
     failure: Option<Status>,
 }
 
+/// Whether an upload has begun.
+pub enum Start {
+    /// It has; the OPEN's ticket.
+    Begun(Box<Upload>, Ticket),
+    /// The file is gone for good: no name of it is left.
+    Gone,
+    /// It is being written anew: what is there is no version of it.
+    Rewritten,
+}
+
 impl Upload {
-    /// Opens the file here and asks the mirror to open `dest`; none when the file is gone, or is being
-    /// written anew. `in_place`
-    /// keeps what `dest` holds until it is overwritten.
+    /// Opens the file here and asks the mirror to open `dest`. `in_place` keeps what `dest` holds until it is
+    /// overwritten.
     ///
     /// # Errors
     /// The file can't be read here.
@@ -105,35 +114,21 @@ impl Upload {
         in_place: bool,
         rules: Rules,
         remote: &mut R,
-    ) -> io::Result<Option<(Upload, Ticket)>> {
-        let Some(file) = source.open(node)? else {
-            return Ok(None);
+    ) -> io::Result<Start> {
+        let Some((file, stat)) = open(source, node)? else {
+            return Ok(Start::Gone);
         };
-        let stat = fstat(&file)?;
         let stamp = Stamp {
             size: stat.st_size as u64,
             mtime: mtime_of(&stat),
         };
-        let mode = stat.st_mode & 0o7777;
-        let owner = Owner {
-            uid: stat.st_uid,
-            gid: stat.st_gid,
-        };
-        let atime = Timestamp {
-            seconds: stat.st_atime,
-            nanoseconds: stat.st_atime_nsec as u32,
-        };
-        let times = Times {
-            atime,
-            mtime: stamp.mtime,
-        };
-        let mut attrs = attributes(Some(mode), Some(owner), Some(times), rules);
+        let mut attrs = attributes_in(&stat, rules);
         let bytes = small_file(&file, stamp)?;
         // First whether it is written, then whether it has changed: what was whole in between, and is the same
         // now, is a version.
         let writing = source.writing(stat.st_ino);
         if writing == Writing::Anew && !has_links(&stat) {
-            return Ok(None);
+            return Ok(Start::Rewritten);
         }
         let still = writing == Writing::No && stamp_of(&file)? == stamp;
         let body = match bytes {
@@ -174,7 +169,7 @@ impl Upload {
             in_place,
             failure: None,
         };
-        Ok(Some((upload, ticket)))
+        Ok(Start::Begun(Box::new(upload), ticket))
     }
 
     /// Whether the upload keeps a local file open.
@@ -341,8 +336,41 @@ impl Upload {
     }
 }
 
+/// Opens a file that has a name. One that has none, and is only kept open by somebody, never has one again: on
+/// a mirror it is gone.
+fn open(source: &Source, node: &NodeId) -> io::Result<Option<(File, Stat)>> {
+    let Some(file) = source.open(node)? else {
+        return Ok(None);
+    };
+    let stat = fstat(&file)?;
+    Ok((stat.st_nlink > 0).then_some((file, stat)))
+}
+
+/// The attributes that a file has now, as they are to be set; none for one that is gone.
+///
+/// # Errors
+/// The file can't be looked at here.
+pub fn attributes_now(source: &Source, node: &NodeId, rules: Rules) -> io::Result<Vec<Attrs>> {
+    let found = open(source, node)?;
+    Ok(found.map_or(Vec::new(), |(_, stat)| attributes_in(&stat, rules)))
+}
+
+fn attributes_in(stat: &Stat, rules: Rules) -> Vec<Attrs> {
+    let owner = Owner {
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+    };
+    let atime = Timestamp {
+        seconds: stat.st_atime,
+        nanoseconds: stat.st_atime_nsec as u32,
+    };
+    let mtime = mtime_of(stat);
+    let times = Some(Times { atime, mtime });
+    attributes(Some(stat.st_mode & 0o7777), Some(owner), times, rules)
+}
+
 /// Whether a file has several names.
-fn has_links(stat: &rustix::fs::Stat) -> bool {
+fn has_links(stat: &Stat) -> bool {
     stat.st_nlink > 1
 }
 

@@ -12,20 +12,36 @@ impl<R: Remote> Pipeline<'_, R> {
                 break;
             };
             let seq = job.row.seq;
+            self.look_for_what_covers(index);
+            let job = &self.window[index];
             match &job.stage {
-                Stage::Ready | Stage::Gone => {}
+                Stage::Ready | Stage::Gone | Stage::Covered(_) => {}
                 Stage::Refused(status) if self.publishing == 0 => {
                     return Err(MirrorError::refused(seq, job.change(), status.clone()));
                 }
                 Stage::Refused(_) => break,
                 Stage::Waiting | Stage::Uploading(_) | Stage::Symlink(..) => break,
             }
-            if self.must_wait(&job.row.change) {
+            if job.lost
+                && job.fate == Fate::Lives
+                && !self.follow_to_its_end(index)
+                && self.sees_more_later(index)
+            {
                 self.barrier = true;
                 break;
             }
-            let how = self.how(index);
-            if seq > self.announced {
+            let job = &self.window[index];
+            let waits = match job.fate {
+                Fate::Lives => self.must_wait(&job.row.change),
+                Fate::Dead => false,
+                Fate::Vacates => self.pivots.touches(job.row.change.path()),
+            };
+            if waits {
+                self.barrier = true;
+                break;
+            }
+            let how = self.how(index)?;
+            if seq > self.announced && how != Publish::Requests(Vec::new()) {
                 self.announce()?;
             }
             match how {
@@ -53,7 +69,7 @@ impl<R: Remote> Pipeline<'_, R> {
 
     /// How a row is published. Everything earlier on a pivot's paths is noted as done here, so that the
     /// ghosts are those of its place in the log.
-    pub(super) fn how(&mut self, index: usize) -> Publish {
+    pub(super) fn how(&mut self, index: usize) -> Result<Publish, MirrorError> {
         let job = &mut self.window[index];
         // But a file may be on its way to a rename's old name, and so no ghost any more.
         let arriving = matches!(
@@ -61,22 +77,51 @@ impl<R: Remote> Pipeline<'_, R> {
             Change::Rename { from, .. } if self.arrivals.contains_key(from)
         );
         job.instead = None; // it may have been another one when this row was tried before
+        match job.fate {
+            Fate::Lives => {}
+            Fate::Dead => {
+                let seq = job.row.seq;
+                self.discard_staged(seq);
+                return Ok(Publish::Requests(Vec::new()));
+            }
+            Fate::Vacates => {
+                let path = job.row.change.path().clone();
+                let change = Change::Unlink { path };
+                let how = plan::publish(&change, job.row.seq, &self.setup.place, self.setup.rules);
+                job.instead = Some(change);
+                return Ok(how);
+            }
+        }
         if job.row.change.is_pivot() && !arriving {
             match self.ghosts.effect(&job.row.change) {
-                None => return Publish::Requests(Vec::new()),
+                None => return Ok(Publish::Requests(Vec::new())),
                 Some(effect) => job.instead = Some(effect).filter(|e| *e != job.row.change),
             }
+        }
+        if matches!(job.stage, Stage::Covered(_)) {
+            let Change::Content { path, node, .. } = &job.row.change else {
+                return Ok(Publish::Requests(Vec::new()));
+            };
+            let (to, mut attrs) = (self.setup.place.path(path), Vec::new());
+            if self.covers.sets_attributes(node, self.attrs_set) {
+                let now = attributes_now(self.setup.source, node, self.setup.rules);
+                attrs = now.map_err(|why| MirrorError::Source {
+                    change: job.row.change.to_string(),
+                    why,
+                })?;
+            }
+            return Ok(Publish::Requests(plan::set(to, attrs, false)));
         }
         let (place, seq) = (&self.setup.place, job.row.seq);
         if matches!(job.stage, Stage::Gone) {
             // Nothing to be done, but what stands there has to be known.
-            return Publish::Requests(plan::looks(job.change(), place));
+            return Ok(Publish::Requests(plan::looks(job.change(), place)));
         }
         if job.anew {
             let (from, to) = (place.stage(seq), place.path(job.row.change.path()));
-            return Publish::Requests(vec![Request::PosixRename { from, to }]);
+            return Ok(Publish::Requests(vec![Request::PosixRename { from, to }]));
         }
-        plan::publish(job.change(), seq, place, self.setup.rules)
+        Ok(plan::publish(job.change(), seq, place, self.setup.rules))
     }
 
     /// J3: what is about to become visible is on the disk first. Requests that wait to be written are
@@ -119,6 +164,11 @@ impl<R: Remote> Pipeline<'_, R> {
         let uncertain = seq <= self.uncertain;
         let Some(index) = self.index(seq) else { return };
         let job = &self.window[index];
+        if let Some(content) = job.content() {
+            self.covers.published(content.node, seq, self.attrs_set);
+        }
+        let sets = matches!(job.row.change, Change::Attr { .. }) && !requests.is_empty();
+        self.attrs_set += u64::from(sets);
         if requests.is_empty() {
             self.finish(seq);
             return;
@@ -143,7 +193,7 @@ impl<R: Remote> Pipeline<'_, R> {
                 self.pivots.insert(path);
             }
         }
-        if job.is_staged() {
+        if job.arrives() {
             *self
                 .arrivals
                 .entry(job.row.change.path().clone())
@@ -158,7 +208,7 @@ impl<R: Remote> Pipeline<'_, R> {
                 self.pivots.remove(path);
             }
         }
-        if job.is_staged() {
+        if job.arrives() {
             let path = job.row.change.path();
             if let Some(count) = self.arrivals.get_mut(path) {
                 *count -= 1;
@@ -227,6 +277,22 @@ impl<R: Remote> Pipeline<'_, R> {
         };
         let (main, looks) = replies.split_at(replies.len() - looks);
         let verdict = match plan::seen(looks) {
+            Ok(_) if matches!(job.stage, Stage::Covered(_)) => {
+                let failed = main.iter().find_map(|reply| match reply {
+                    Reply::Status(status) => Some(status.clone()),
+                    Reply::Ok
+                    | Reply::Handle(_)
+                    | Reply::Data(_)
+                    | Reply::Names(_)
+                    | Reply::Attrs(_) => None,
+                });
+                match failed {
+                    Some(why) if !(uncertain && why.code == code::NO_SUCH_FILE) => {
+                        Verdict::Failed(why)
+                    }
+                    Some(_) | None => Verdict::Done,
+                }
+            }
             Ok(seen) => {
                 job.absent = matches!(job.stage, Stage::Gone) && seen == [None];
                 let seen = Some(seen).filter(|s| !s.is_empty());

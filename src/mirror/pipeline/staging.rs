@@ -76,12 +76,22 @@ impl<R: Remote> Pipeline<'_, R> {
     pub(super) fn stage(&mut self, seq: Seq) -> Result<(), MirrorError> {
         let place = self.setup.place.stage(seq);
         let rules = self.setup.rules;
-        let Some(job) = self.index(seq).map(|index| &mut self.window[index]) else {
+        let Some(index) = self.index(seq) else {
             return Ok(());
         };
+        let job = &mut self.window[index];
         if !matches!(job.stage, Stage::Waiting) {
             return Ok(());
         }
+        if job.fate == Fate::Dead {
+            job.stage = Stage::Gone;
+            return Ok(());
+        }
+        if let Some(by) = self.covered_by(index) {
+            self.window[index].stage = Stage::Covered(by);
+            return Ok(());
+        }
+        let job = &mut self.window[index];
         // A second try must not find the first one's file: it may be one that must not be written.
         if job.restaged > 0 {
             self.remote.send(Request::Remove {
@@ -127,15 +137,25 @@ impl<R: Remote> Pipeline<'_, R> {
             return Ok(());
         };
         let (source, rules) = (self.setup.source, self.setup.rules);
+        // First how far the log is, then the file: see [`Covers`].
+        let upto = self.setup.journal.head();
         match Upload::start(source, node, dest, in_place, rules, &mut self.remote) {
-            Ok(Some((upload, ticket))) => {
-                job.stage = Stage::Uploading(Box::new(upload));
+            Ok(Start::Begun(upload, ticket)) => {
+                job.stage = Stage::Uploading(upload);
+                if let Some(content) = job.content() {
+                    self.covers.claim(content, upto);
+                }
                 self.tickets.insert(ticket, Purpose::Stage(seq));
                 self.uploading.insert(seq);
                 Ok(())
             }
-            Ok(None) => {
-                job.stage = Stage::Gone;
+            Ok(Start::Gone) => {
+                job.lost = true;
+                self.comes_to_nothing(seq);
+                Ok(())
+            }
+            Ok(Start::Rewritten) => {
+                self.comes_to_nothing(seq);
                 Ok(())
             }
             Err(why) => Err(MirrorError::Source {
@@ -196,7 +216,9 @@ impl<R: Remote> Pipeline<'_, R> {
                 let over = *missing == 0;
                 over.then(|| failure.take().map_or(Outcome::Complete, Outcome::Refused))
             }
-            Stage::Ready | Stage::Waiting | Stage::Gone | Stage::Refused(_) => None,
+            Stage::Ready | Stage::Waiting | Stage::Gone | Stage::Covered(_) | Stage::Refused(_) => {
+                None
+            }
         };
         let Some(outcome) = outcome else {
             return Ok(());
@@ -231,11 +253,63 @@ impl<R: Remote> Pipeline<'_, R> {
 
     /// What was staged is no version of the file; its next content comes later.
     fn leave_out(&mut self, seq: Seq) {
-        if let Some(job) = self.job(seq) {
-            job.stage = Stage::Gone;
-        }
+        self.comes_to_nothing(seq);
         let path = self.setup.place.stage(seq);
         self.remote.send(Request::Remove { path });
+    }
+
+    /// A row's content is not sent. Rows that relied on it have to see for themselves.
+    fn comes_to_nothing(&mut self, seq: Seq) {
+        let Some(index) = self.index(seq) else { return };
+        self.window[index].stage = Stage::Gone;
+        let Some(content) = self.window[index].content() else {
+            return;
+        };
+        self.covers.withdraw(content.node, seq);
+        for job in self.window.range_mut(index + 1..) {
+            if matches!(job.stage, Stage::Covered(by) if by == seq) {
+                job.uncover();
+                self.stage_next = self.stage_next.min(job.row.seq);
+            }
+        }
+    }
+
+    /// The earlier row whose send brings what this one is about.
+    fn covered_by(&self, index: usize) -> Option<Seq> {
+        let job = &self.window[index];
+        if job.alone || job.anew {
+            return None;
+        }
+        if let Change::Attr { path, symlink, .. } = &job.row.change {
+            // The attributes of a file that is just being sent went with its content.
+            let before = self.by_path.previous_alone(path, job.row.seq)?;
+            let before = &self.window[self.index(before)?];
+            let content = before.content().filter(|_| !symlink)?;
+            let brought = !matches!(before.stage, Stage::Gone);
+            return self
+                .covers
+                .of(covers::Place {
+                    seq: job.row.seq,
+                    path,
+                    ..content
+                })
+                .filter(|by| brought && *by <= before.row.seq);
+        }
+        self.covers.of(job.content()?)
+    }
+
+    /// A row's turn has come. What was made ready for it is older than what an earlier row has brought, if
+    /// that one had to be made ready again.
+    pub(super) fn look_for_what_covers(&mut self, index: usize) {
+        let job = &self.window[index];
+        let (seq, ready) = (job.row.seq, matches!(job.stage, Stage::Ready));
+        if (!ready && !matches!(job.stage, Stage::Waiting)) || !matches!(job.step, Step::Waiting) {
+            return;
+        }
+        if let Some(by) = self.covered_by(index) {
+            self.discard_staged(seq);
+            self.window[index].stage = Stage::Covered(by);
+        }
     }
 
     /// Whether a later row has the whole of this row's file.

@@ -56,8 +56,29 @@ impl<R: Remote> Pipeline<'_, R> {
                         self.discard_staged(seq);
                     }
                     Verdict::Failed(status) => return Err(refused(status)),
-                    Verdict::Look => return Err(refused(failure())),
+                    Verdict::Look | Verdict::SameFile => return Err(refused(failure())),
                 }
+            }
+            Step::Trouble(Verdict::SameFile) => {
+                let path = self.setup.place.path(change.path());
+                match self.ask(Request::Remove { path })? {
+                    Reply::Status(status) if status.code != code::NO_SUCH_FILE => {
+                        return Err(refused(status));
+                    }
+                    Reply::Ok
+                    | Reply::Status(_)
+                    | Reply::Handle(_)
+                    | Reply::Data(_)
+                    | Reply::Names(_)
+                    | Reply::Attrs(_) => self.set_step(seq, Step::Done),
+                }
+            }
+            // What an earlier row has brought is not there, or not ours: this one brings it itself.
+            Step::Trouble(Verdict::Failed(_)) if matches!(job.stage, Stage::Covered(_)) => {
+                job.alone = true;
+                job.uncover();
+                self.stage_next = self.stage_next.min(seq);
+                self.rewind(seq);
             }
             Step::Trouble(Verdict::Failed(status)) if in_place => {
                 self.in_place_refused(seq, &change, status)?;
