@@ -145,6 +145,75 @@ fn locks_work_between_processes() {
     m.sh(try_it);
 }
 
+/// Takes, asks for or gives back a lock of an open file description on some bytes.
+fn ofd_lock(f: &File, kind: i32, start: i64, length: i64) -> std::io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let lock = libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: start,
+        l_len: length,
+        l_pid: 0,
+    };
+    // SAFETY: an open descriptor, and a struct flock that outlives the call.
+    match unsafe { libc::fcntl(f.as_raw_fd(), libc::F_OFD_SETLK, &lock) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+#[test]
+fn locks_of_byte_ranges_hold_between_descriptions_and_go_with_them() {
+    let m = TestMount::new();
+    fs::write(m.path("a"), "0123456789").unwrap();
+    let open = || {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(m.path("a"))
+            .unwrap()
+    };
+    let (one, other) = (open(), open());
+    ofd_lock(&one, libc::F_WRLCK, 0, 5).unwrap();
+    assert_eq!(errno(ofd_lock(&other, libc::F_WRLCK, 4, 2)), libc::EAGAIN);
+    assert_eq!(errno(ofd_lock(&other, libc::F_RDLCK, 0, 1)), libc::EAGAIN);
+    ofd_lock(&other, libc::F_WRLCK, 5, 5).unwrap();
+    ofd_lock(&one, libc::F_UNLCK, 0, 2).unwrap();
+    ofd_lock(&other, libc::F_RDLCK, 0, 2).unwrap();
+    let again = open();
+    assert_eq!(errno(ofd_lock(&again, libc::F_RDLCK, 3, 1)), libc::EAGAIN);
+    drop(one);
+    ofd_lock(&again, libc::F_WRLCK, 3, 1).unwrap();
+}
+
+#[test]
+fn a_lock_waits_for_another_process_and_goes_with_it() {
+    let m = TestMount::new();
+    fs::write(m.path("a"), "x").unwrap();
+    let script = "open(F, \"a\") and flock(F, 2) or exit 3; $| = 1; print \"locked\\n\"; sleep 600";
+    let mut holder = Command::new("setpriv")
+        .args(["--pdeathsig=KILL", "perl", "-e", script])
+        .current_dir(m.path(""))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    holder
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut [0; 7])
+        .unwrap();
+    let f = File::open(m.path("a")).unwrap();
+    let now = rustix::fs::FlockOperation::NonBlockingLockShared;
+    assert_eq!(rustix::fs::flock(&f, now), Err(Errno::WOULDBLOCK));
+    let waiting = std::thread::spawn(move || {
+        rustix::fs::flock(&f, rustix::fs::FlockOperation::LockExclusive)
+    });
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    waiting.join().unwrap().unwrap();
+}
+
 #[test]
 fn statfs_tells_of_the_file_system_below() {
     let m = TestMount::new();

@@ -37,6 +37,153 @@ fn what_is_stored_by_mmap_is_recorded_at_the_release() {
     assert_eq!(fs::read(m.source("a")).unwrap()[5000], b'y');
 }
 
+/// A shared mapping of a whole file, as long as it lives.
+struct Mapped(*mut u8, usize);
+
+impl Mapped {
+    fn new(f: &File) -> Mapped {
+        use std::os::fd::AsRawFd;
+        let length = f.metadata().unwrap().len() as usize;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping, of a file that no test cuts while it is mapped.
+        let at = unsafe {
+            let none = std::ptr::null_mut();
+            libc::mmap(none, length, protection, libc::MAP_SHARED, f.as_raw_fd(), 0)
+        };
+        assert_ne!(at, libc::MAP_FAILED);
+        Mapped(at.cast(), length)
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: mapped as long as `self` lives, and borrowed from it. Others may change the bytes through
+        // the file meanwhile; the tests look when nobody does.
+        unsafe { std::slice::from_raw_parts_mut(self.0, self.1) }
+    }
+
+    fn sync(&self) {
+        // SAFETY: what was mapped, and still is.
+        let done = unsafe { libc::msync(self.0.cast(), self.1, libc::MS_SYNC) };
+        assert_eq!(done, 0);
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: mapped once, unmapped once.
+        assert_eq!(unsafe { libc::munmap(self.0.cast(), self.1) }, 0);
+    }
+}
+
+#[test]
+fn a_mapped_file_is_one_with_what_is_read_and_written() {
+    let m = TestMount::new();
+    fs::write(m.path("a"), vec![b'x'; 16384]).unwrap();
+    m.take();
+    let open = || {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(m.path("a"))
+            .unwrap()
+    };
+    let (f, g) = (open(), open());
+    let (mut one, mut other) = (Mapped::new(&f), Mapped::new(&g));
+    one.bytes()[10] = b'1';
+    assert_eq!(other.bytes()[10], b'1');
+    f.write_all_at(b"2", 5000).unwrap();
+    assert_eq!((one.bytes()[5000], other.bytes()[5000]), (b'2', b'2'));
+    other.bytes()[9000] = b'3';
+    let mut read = [0; 1];
+    g.read_exact_at(&mut read, 9000).unwrap();
+    assert_eq!(&read, b"3");
+    one.sync();
+    other.sync();
+    let there = fs::read(m.source("a")).unwrap();
+    assert_eq!((there[10], there[5000], there[9000]), (b'1', b'2', b'3'));
+    drop((f, g));
+    // After the close, and after msync.
+    one.bytes()[12500] = b'4';
+    drop((one, other));
+    let mut all = proxyfs::change::ByteRanges::new();
+    wait_until("all that was stored is recorded", || {
+        for change in m.recorder.take() {
+            match change {
+                Change::Content {
+                    extent: Extent::Ranges(ranges),
+                    ..
+                } => all.merge(&ranges),
+                Change::Content {
+                    extent: Extent::Whole,
+                    size,
+                    ..
+                } => all.insert(0, size),
+                other => panic!("{other}"),
+            }
+        }
+        let has = |at| all.iter().any(|r| r.0 <= at && at < r.1);
+        has(10) && has(5000) && has(9000) && has(12500)
+    });
+    assert_eq!(fs::read(m.source("a")).unwrap()[12500], b'4');
+}
+
+#[test]
+fn lines_that_several_processes_append_are_all_there_and_whole() {
+    let m = TestMount::new();
+    fs::write(m.path("log"), "").unwrap();
+    m.take();
+    let script = |who: char| {
+        let line = who.to_string().repeat(99);
+        format!(
+            "perl -e 'open(F, \">>\", \"log\") or die; for (1..200) {{ syswrite(F, \"{line}\\n\") == 100 or die }}'"
+        )
+    };
+    std::thread::scope(|scope| {
+        for who in ['a', 'b', 'c', 'd'] {
+            let (m, script) = (&m, script(who));
+            scope.spawn(move || m.sh(&script));
+        }
+    });
+    let text = fs::read_to_string(m.path("log")).unwrap();
+    assert_eq!(text.len(), 4 * 200 * 100);
+    for who in ['a', 'b', 'c', 'd'] {
+        let line = who.to_string().repeat(99);
+        assert_eq!(text.lines().filter(|l| *l == line).count(), 200);
+    }
+    assert_eq!(fs::read_to_string(m.source("log")).unwrap(), text);
+    let mut all = proxyfs::change::ByteRanges::new();
+    for change in m.recorder.take() {
+        let Change::Content { extent, size, .. } = &change else {
+            panic!("{change}")
+        };
+        match extent {
+            Extent::Ranges(ranges) => all.merge(ranges),
+            Extent::Whole => all.insert(0, *size),
+        }
+    }
+    assert_eq!(all.iter().collect::<Vec<_>>(), [(0, 80_000)]);
+}
+
+#[test]
+fn processes_talk_through_a_fifo_and_a_socket() {
+    let m = TestMount::new();
+    assert_eq!(m.sh("mkfifo p; echo hello > p & cat p"), "hello\n");
+    let listener = std::os::unix::net::UnixListener::bind(m.path("s")).unwrap();
+    let path = m.path("s");
+    let client = std::thread::spawn(move || {
+        let mut stream = std::os::unix::net::UnixStream::connect(path).unwrap();
+        stream.write_all(b"hello").unwrap();
+    });
+    let mut text = String::new();
+    listener
+        .accept()
+        .unwrap()
+        .0
+        .read_to_string(&mut text)
+        .unwrap();
+    client.join().unwrap();
+    assert_eq!(text, "hello");
+}
+
 #[test]
 fn fsync_records_a_known_file_and_not_a_new_one() {
     let m = TestMount::new();

@@ -283,7 +283,7 @@ fn trees_deeper_than_a_path_can_tell_work() {
 
 #[test]
 fn a_large_directory_is_listed_while_entries_come_and_go() {
-    let stay = 20_000;
+    let stay = 100_000;
     let m = TestMount::with(LocalOptions::default(), |source| {
         for i in 0..stay {
             File::create(source.join(format!("stay{i}"))).unwrap();
@@ -305,6 +305,63 @@ fn a_large_directory_is_listed_while_entries_come_and_go() {
         assert_eq!(seen.get(&format!("stay{i}")), Some(&1), "stay{i}");
     }
     assert!(seen.values().all(|n| *n == 1));
+}
+
+/// The names of a directory and where each of them begins, as seekdir(3) takes it.
+fn tell(dir: *mut libc::DIR) -> Vec<(libc::c_long, Vec<u8>)> {
+    let mut all = Vec::new();
+    loop {
+        // SAFETY: the caller's open directory; the entry is looked at before the next call.
+        unsafe {
+            let at = libc::telldir(dir);
+            let entry = libc::readdir(dir);
+            if entry.is_null() {
+                return all;
+            }
+            let name = std::ffi::CStr::from_ptr((*entry).d_name.as_ptr());
+            all.push((at, name.to_bytes().to_vec()));
+        }
+    }
+}
+
+#[test]
+fn a_listing_goes_on_at_any_place_that_it_told_also_after_changes() {
+    let m = TestMount::with(LocalOptions::default(), |source| {
+        for i in 0..3000 {
+            File::create(source.join(format!("f{i}"))).unwrap();
+        }
+    });
+    let path = std::ffi::CString::new(m.path("").as_os_str().as_bytes()).unwrap();
+    // SAFETY: a string with its NUL.
+    let dir = unsafe { libc::opendir(path.as_ptr()) };
+    assert!(!dir.is_null());
+    let all = tell(dir);
+    assert_eq!(all.len(), 3002);
+    for i in [2500, 1, 0, 1200, 3001] {
+        // SAFETY: the open directory, and a place that telldir gave.
+        unsafe { libc::seekdir(dir, all[i].0) };
+        assert!(tell(dir) == all[i..], "from {i}");
+    }
+    // What has gone is missing, and nothing else.
+    let gone = |i: &usize| i.is_multiple_of(3) && *i > 10 && *i < 2990;
+    for i in (0..all.len()).filter(gone) {
+        let name = &all[i].1;
+        if !name.starts_with(b".") {
+            fs::remove_file(m.path(name)).unwrap();
+        }
+    }
+    // SAFETY: as above.
+    unsafe { libc::seekdir(dir, all[1000].0) };
+    let names = |all: &[(libc::c_long, Vec<u8>)]| -> Vec<Vec<u8>> {
+        all.iter().map(|e| e.1.clone()).collect()
+    };
+    let left: Vec<_> = (1000..all.len())
+        .filter(|i| !gone(i) || all[*i].1.starts_with(b"."))
+        .map(|i| all[i].clone())
+        .collect();
+    assert!(names(&tell(dir)) == names(&left));
+    // SAFETY: opened above, and not used any more.
+    unsafe { libc::closedir(dir) };
 }
 
 #[test]
