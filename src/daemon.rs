@@ -148,6 +148,7 @@ fn run_with(config: Config, overrides: Overrides, log: &LogHandle) -> Result<(),
     let options = MountOptions {
         threads: config.threads,
         unmount_timeout: STOP_WITHIN / 2,
+        ..MountOptions::default()
     };
     let mounted = match mount::mount(Arc::clone(&local), &config.mount_point, options) {
         Ok(mounted) => mounted,

@@ -31,11 +31,13 @@ mod open_files;
 mod search;
 mod sync;
 mod sys;
+mod unseen;
 
 pub use attributes::SetAttributes;
 pub use data::{Opened, Writer, Written};
 pub use directories::DirectoryEntry;
-pub use sys::{Caller, SetTime, Stat, node_id, open_node};
+pub use open_files::Access;
+pub use sys::{Caller, SetTime, Stat, node_id, open_node, without_fsetid};
 
 use crate::change::Change;
 use crate::journal::{RecordError, Recorder};
@@ -142,6 +144,8 @@ pub struct Local {
     last_directory: AtomicU64,
     log: Log,
     special_files: AtomicU64,
+    /// Whether a write shows in a file's times, always.
+    fine_stamps: bool,
 }
 
 impl Local {
@@ -170,6 +174,7 @@ impl Local {
         }
         let id = sys::node_id(&root, b"").map_err(|e| no_handles(e.into()))?;
         sys::open_node(root.as_fd(), &id, OFlags::PATH).map_err(no_handles)?;
+        let fine_stamps = unseen::has_fine_stamps(&root);
         let descriptors = sys::raise_open_files_limit().unwrap_or(1024);
         let limit = usize::try_from(descriptors / 4).unwrap_or(usize::MAX);
         let inodes = Inodes::new(root, options.open_directories.min(limit)).map_err(failed)?;
@@ -182,6 +187,7 @@ impl Local {
             last_directory: AtomicU64::new(0),
             log: Log::new(recorder),
             special_files: AtomicU64::new(0),
+            fine_stamps,
         })
     }
 
@@ -213,6 +219,11 @@ impl Local {
         })
     }
 
+    /// Whether somebody has the file with this inode number open to write, or the log lacks some of it.
+    pub fn is_open_to_write(&self, inode: u64) -> bool {
+        self.open.state(inode).is_some()
+    }
+
     /// How many inodes the kernel knows; for `status` and tests.
     pub fn known_inodes(&self) -> usize {
         self.inodes.read().len()
@@ -221,6 +232,12 @@ impl Local {
     /// Why nothing can be changed at the moment (J6); none if it can.
     pub fn read_only_reason(&self) -> Option<RecordError> {
         self.log.reason()
+    }
+
+    /// Whether a change of a file always shows in its times: whether there are [`Access::WriteNew`], and
+    /// stores by mmap are found for certain.
+    pub fn has_fine_stamps(&self) -> bool {
+        self.fine_stamps
     }
 
     /// Whether nothing can be changed at the moment.
@@ -300,9 +317,11 @@ impl Local {
     ///
     /// A file without names is not recorded: it exists for those only who have it open.
     fn log_content(&self, tree: &Tree, state: &FileState, dirty: &mut Dirty) -> Result<()> {
+        dirty.look();
         if !dirty.is_dirty() {
             return Ok(());
         }
+        dirty.protect();
         match self.content(tree, state, dirty) {
             Ok(Some(change)) => {
                 if let Err(e) = self.log.record_or_keep_yourself(&change) {

@@ -17,6 +17,7 @@
 mod answers;
 mod filesystem;
 mod mountinfo;
+mod passthrough;
 
 use crate::local::Local;
 use filesystem::ProxyFs;
@@ -44,6 +45,9 @@ pub struct MountOptions {
     pub threads: usize,
     /// How long [`Mounted::unmount`] waits for the last requests.
     pub unmount_timeout: Duration,
+    /// Whether the kernel may read and write the source's files itself, where it can. Off for tests of
+    /// what older kernels do.
+    pub passthrough: bool,
 }
 
 impl Default for MountOptions {
@@ -51,6 +55,7 @@ impl Default for MountOptions {
         MountOptions {
             threads: 2,
             unmount_timeout: Duration::from_secs(10),
+            passthrough: true,
         }
     }
 }
@@ -249,7 +254,7 @@ fn serve(
     ended: &Arc<Ended>,
 ) -> io::Result<JoinHandle<()>> {
     let notifier = Arc::new(OnceLock::new());
-    let filesystem = ProxyFs::new(local, notifier.clone());
+    let filesystem = ProxyFs::new(local, notifier.clone(), options.passthrough);
     let mut config = Config::default();
     config.acl = SessionACL::All;
     config.n_threads = Some(options.threads.max(1));

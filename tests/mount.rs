@@ -6,6 +6,7 @@ mod life;
 mod limits;
 mod names;
 mod open_files;
+mod passthrough;
 mod records;
 mod replica;
 mod same;

@@ -157,7 +157,16 @@ impl Local {
             sys::chmod(fd, mode)?;
         }
         if set.sets_times() {
+            // Of a file that is written to unseen, a look tells what was written by its time.
+            let state = self.open.state(node);
+            let mut dirty = state.as_ref().map(|state| state.lock());
+            if let Some(dirty) = &mut dirty {
+                dirty.look();
+            }
             sys::set_times(fd, set.atime, set.mtime)?;
+            if let (Some(dirty), SetTime::At(mtime)) = (&mut dirty, set.mtime) {
+                dirty.time_was_set(mtime);
+            }
         }
         let after = sys::stat(fd)?;
         self.record_attributes(&tree, node, &before, &after, set.sets_times())?;

@@ -7,24 +7,35 @@
 //! descriptor that is closed, and an empty file would appear on the mirrors (P4). Its record is made by
 //! the FLUSH after the first byte, or by RELEASE. And a process that starts another one has copies of all
 //! its descriptors closed in there, also of the upload that one of its threads is just writing: the FLUSH
-//! of a process that has written nothing of what is unlogged makes no record while the writers live.
+//! of a process that has written nothing of what is unlogged makes no record while the writers live. Of a
+//! new file that is written to unseen, who made it is taken for who writes it: what a process wrote that
+//! has inherited the descriptor is recorded when the maker closes it, at the release or by the flusher, since
+//! half a file on the mirrors would be worse. (Nothing in /proc may be read here to find out more: who closes
+//! may be inside an execve(2), holding the lock that /proc waits for, and waits for us.)
 //!
 //! The kernel leaves it to us to take set-user-id and set-group-id bits from a file that somebody writes
 //! to (HANDLE_KILLPRIV_V2). That is done *before* the bytes are written, so that there is no moment when
 //! other bytes run under those bits. The mode travels with the Content.
 
 use super::Local;
-use super::open_files::{FileState, Handle};
+use super::open_files::{Access, FileState, Handle};
 use super::sys::{self, Caller, Result, Stat};
+use super::unseen::Watch;
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What the kernel is told of an opened file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Opened {
     /// The handle's number.
     pub handle: u64,
+    /// The daemon's descriptor of it.
+    pub fd: Arc<OwnedFd>,
+    /// What it may do.
+    pub access: Access,
     /// Whether the kernel shall tell of every close().
     pub flush: bool,
     /// Whether set-id bits were taken away, which the kernel does not know yet.
@@ -60,6 +71,14 @@ pub fn open_flags(flags: i32) -> OFlags {
 
 fn may_write(flags: i32) -> bool {
     flags & libc::O_ACCMODE != libc::O_RDONLY
+}
+
+fn access(flags: i32) -> Access {
+    match flags & libc::O_ACCMODE {
+        libc::O_RDONLY => Access::Read,
+        libc::O_WRONLY => Access::Write,
+        _ => Access::ReadAndWrite,
+    }
 }
 
 /// Takes the set-id bits away that a write by this thread, which is not root's, takes away. True if there
@@ -109,23 +128,66 @@ impl Local {
                 self.remove_writer(state);
             }
         })?;
-        Ok(Opened {
-            flush: state.is_some(),
-            handle: self.open.open(Handle { fd, state }),
+        let flush = state.is_some();
+        Ok(self.opened(fd, state, access(flags), flush, privileges_cleared))
+    }
+
+    fn opened(
+        &self,
+        fd: OwnedFd,
+        state: Option<Arc<FileState>>,
+        access: Access,
+        flush: bool,
+        privileges_cleared: bool,
+    ) -> Opened {
+        let fd = Arc::new(fd);
+        let handle = Handle {
+            fd: fd.clone(),
+            state,
+            access,
+            unseen: AtomicBool::new(false),
+        };
+        Opened {
+            handle: self.open.open(handle),
+            fd,
+            access,
+            flush,
             privileges_cleared,
-        })
+        }
+    }
+
+    /// The kernel is about to let this descriptor change the file without asking: by mmap, or if it has
+    /// made it ([`Access::WriteNew`]) by writing. To be called before the application has it.
+    ///
+    /// # Errors
+    /// As `fstat(2)`; EBADF: no such handle, or one for reading.
+    pub fn let_write_unseen(&self, handle: u64) -> Result<()> {
+        let handle = self.open.get(handle)?;
+        let state = handle.writer()?;
+        let mut dirty = state.lock();
+        dirty.look();
+        let stat = sys::stat(&handle.fd)?;
+        let watch = || Watch::new(handle.fd.clone(), &stat, self.fine_stamps);
+        dirty.watch(watch, handle.access == Access::ReadAndWrite);
+        handle.unseen.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// A file that was just made: whoever made it writes it, even by a descriptor for reading.
-    pub(super) fn opened_new(&self, fd: OwnedFd, node: u64, thread: u32) -> Opened {
-        let state = self.open.add_writer(node);
+    ///
+    /// If it is for writing only, its writes may be left unseen, as the file is recorded whole anyway. Not
+    /// with O_APPEND: that is a log file that stays open, and later only what is new shall travel. And not
+    /// with set-id bits, which go with the first write: the kernel must be told.
+    pub(super) fn opened_new(&self, fd: OwnedFd, stat: &Stat, flags: i32, thread: u32) -> Opened {
+        let state = self.open.add_writer(stat.ino);
         state.lock().made(thread);
-        let state = Some(state);
-        Opened {
-            handle: self.open.open(Handle { fd, state }),
-            flush: true,
-            privileges_cleared: false,
-        }
+        let set_id = stat.mode & (libc::S_ISUID | libc::S_ISGID) != 0;
+        let unseen = self.fine_stamps && flags & libc::O_APPEND == 0 && !set_id;
+        let access = match access(flags) {
+            Access::Write if unseen => Access::WriteNew,
+            other => other,
+        };
+        self.opened(fd, Some(state), access, true, false)
     }
 
     /// Reads up to `buffer.len()` bytes, fewer at the end of the file only.
@@ -200,6 +262,7 @@ impl Local {
         // Most files are clean when they are closed, and need not wait for the tree.
         {
             let mut dirty = state.lock();
+            dirty.look();
             if !dirty.is_dirty() || later(&mut dirty) {
                 return Ok(());
             }
@@ -247,6 +310,11 @@ impl Local {
         let Some(state) = &handle.state else {
             return Ok(());
         };
+        if handle.unseen.load(Ordering::Acquire) {
+            let mut dirty = state.lock();
+            dirty.look();
+            dirty.unwatch(handle.access == Access::ReadAndWrite);
+        }
         self.open.remove_writer(state);
         let logged = self.log_unless(state, |_| state.has_writers());
         self.forget_if_clean(state);

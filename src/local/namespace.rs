@@ -171,8 +171,8 @@ impl Local {
         let place = self.new_place(&tree, dir, name)?;
         let made = {
             let _as = as_caller(caller)?;
-            let flags = data::open_flags(flags) | OFlags::CREATE | OFlags::EXCL;
-            sys::open_at(&place.fd, name, flags, mode & 0o7777)
+            let exclusive = data::open_flags(flags) | OFlags::CREATE | OFlags::EXCL;
+            sys::open_at(&place.fd, name, exclusive, mode & 0o7777)
         };
         let fd = made.map_err(|e| match e {
             Errno::EXIST if flags & libc::O_EXCL == 0 => Errno::STALE,
@@ -180,7 +180,7 @@ impl Local {
         })?;
         let stat = self.inodes.outward(sys::stat(&fd)?);
         tree.enter(stat.ino, Kind::Regular, dir, name);
-        Ok((stat, self.opened_new(fd, stat.ino, caller.thread)))
+        Ok((stat, self.opened_new(fd, &stat, flags, caller.thread)))
     }
 
     /// Removes a name of a file. A file that the log does not know yet goes without a trace.

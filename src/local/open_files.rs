@@ -14,11 +14,12 @@
 use super::search::LastFound;
 use super::sync::{lock, read, write};
 use super::sys::Result;
-use crate::change::{ByteRanges, Extent, NodeId};
+use super::unseen::Watch;
+use crate::change::{ByteRanges, Extent, NodeId, Timestamp};
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -36,6 +37,10 @@ pub struct Dirty {
     resized: bool,
     /// What was written.
     ranges: ByteRanges,
+    /// Something was written, and nobody knows where.
+    unseen: bool,
+    /// While somebody may write unseen.
+    watch: Option<Watch>,
     /// The shortest that it was. Behind that, a hole made later replaces old bytes.
     cut_at: Option<u64>,
     /// Writes that have begun and not marked their bytes yet.
@@ -57,7 +62,44 @@ pub struct Dirty {
 impl Dirty {
     /// Whether there is something to log.
     pub fn is_dirty(&self) -> bool {
-        self.new || self.emptied || self.resized || !self.ranges.is_empty()
+        self.new || self.emptied || self.resized || self.unseen || !self.ranges.is_empty()
+    }
+
+    /// Finds out whether something was written unseen.
+    pub fn look(&mut self) {
+        if let Some(before) = self.watch.as_mut().and_then(Watch::look)
+            && !self.buried
+        {
+            self.unseen = true;
+            self.since.get_or_insert(before);
+            self.last = Some(Instant::now());
+        }
+    }
+
+    /// From here on one descriptor more may write unseen. `watch`: if it is the first one.
+    pub fn watch(&mut self, watch: impl FnOnce() -> Watch, mappable: bool) {
+        self.watch.get_or_insert_with(watch).add(mappable);
+    }
+
+    /// One descriptor less may write unseen. To be called after a look.
+    pub fn unwatch(&mut self, mappable: bool) {
+        if self.watch.as_mut().is_some_and(|w| w.remove(mappable)) {
+            self.watch = None;
+        }
+    }
+
+    /// After a look and before a record: what is stored in a mapped page from here on shows at the next look.
+    pub fn protect(&mut self) {
+        if let Some(watch) = &mut self.watch {
+            watch.protect();
+        }
+    }
+
+    /// A request has set the time of the last change. To be called after a look.
+    pub fn time_was_set(&mut self, mtime: Timestamp) {
+        if let Some(watch) = &mut self.watch {
+            watch.time_was_set(mtime);
+        }
     }
 
     /// Whether the log does not know the file at all.
@@ -69,7 +111,7 @@ impl Dirty {
     /// likely about to write (a shell makes the file, and closes a copy of its descriptor, before the
     /// command starts), and an empty file in its place would be a half-written one (P4).
     pub fn awaits_its_bytes(&self) -> bool {
-        self.is_whole() && !self.resized && self.ranges.is_empty()
+        self.is_whole() && !self.resized && !self.unseen && self.ranges.is_empty()
     }
 
     /// The file has just been made, by this thread.
@@ -162,9 +204,10 @@ impl Dirty {
         self.under_way > 0
     }
 
-    /// What to record. A file that is new or was emptied is recorded whole.
+    /// What to record. A file that is new or was emptied is recorded whole, and one that was written to
+    /// unseen.
     pub fn extent(&self) -> Extent {
-        if self.is_whole() {
+        if self.is_whole() || self.unseen {
             Extent::Whole
         } else {
             Extent::Ranges(self.ranges.clone())
@@ -186,6 +229,7 @@ impl Dirty {
             since: self.since,
             last: self.last,
             buried: self.buried,
+            watch: self.watch.take(),
             ..Dirty::default()
         };
         if self.buried {
@@ -248,9 +292,26 @@ impl FileState {
 pub struct Handle {
     /// The daemon's descriptor: never O_APPEND (the kernel says where to write), never O_DIRECT (its
     /// buffers are not aligned).
-    pub fd: OwnedFd,
+    pub fd: Arc<OwnedFd>,
     /// For one that may write, or that has made the file.
     pub state: Option<Arc<FileState>>,
+    /// What it may do to the file.
+    pub access: Access,
+    /// It may do so unseen.
+    pub unseen: AtomicBool,
+}
+
+/// What a descriptor may do to a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Read it.
+    Read,
+    /// Write to it.
+    Write,
+    /// Write to it, and map it.
+    ReadAndWrite,
+    /// Write to it; the file has just been made, so its writes may be left unseen.
+    WriteNew,
 }
 
 impl Handle {
@@ -348,7 +409,8 @@ impl OpenFiles {
     pub fn unlogged(&self, which: Which) -> Vec<Arc<FileState>> {
         let states: Vec<_> = lock(&self.files).values().cloned().collect();
         let meant = |state: &Arc<FileState>| {
-            let dirty = state.lock();
+            let mut dirty = state.lock();
+            dirty.look();
             dirty.is_dirty()
                 && match which {
                     Which::All => true,
@@ -365,7 +427,11 @@ impl OpenFiles {
         let states: Vec<_> = lock(&self.files).values().cloned().collect();
         states
             .iter()
-            .filter_map(|state| state.lock().since.map(|s| s.1))
+            .filter_map(|state| {
+                let mut dirty = state.lock();
+                dirty.look();
+                dirty.since.map(|s| s.1)
+            })
             .min()
     }
 

@@ -359,6 +359,33 @@ pub fn is_another_process(thread: u32, other: u32) -> bool {
         && exists(format!("/proc/{thread}"))
 }
 
+/// Starts to write back all dirty pages of a file, so that a store into one of them by mmap faults
+/// again. Does not wait for the disk, but for what is being written at this moment.
+pub fn write_back(fd: impl AsFd) -> Result<()> {
+    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE;
+    // SAFETY: the call takes plain numbers; 0 bytes from 0 on is the whole file.
+    if unsafe { libc::sync_file_range(fd.as_fd().as_raw_fd(), 0, 0, flags) } != 0 {
+        return Err(last_error());
+    }
+    Ok(())
+}
+
+/// Calls `f` without CAP_FSETID in this thread: what is opened in there for the kernel to write through
+/// loses its set-id bits by it, as by an ordinary user's writes.
+pub fn without_fsetid<T>(f: impl FnOnce() -> T) -> Result<T> {
+    const CAP_FSETID: u32 = 4;
+    let before = rustix::thread::capabilities(None)?;
+    let mut less = before;
+    less.effective
+        .remove(rustix::thread::CapabilitySet::from_bits_retain(
+            1 << CAP_FSETID,
+        ));
+    rustix::thread::set_capabilities(None, less)?;
+    let done = f();
+    rustix::thread::set_capabilities(None, before)?;
+    Ok(done)
+}
+
 /// `SECBIT_NO_SETUID_FIXUP` of linux/securebits.h.
 const SECBIT_NO_SETUID_FIXUP: libc::c_long = 1 << 2;
 

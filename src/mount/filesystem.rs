@@ -10,16 +10,20 @@ use super::answers::{
     LocalResult, TTL, caller, errno, file_attr, fopen_flags, kind, no_entry, reply_attr,
     reply_empty, reply_entry, reply_xattr, set_time, with_buffer,
 };
-use crate::local::{DirectoryEntry, Local, SetAttributes, Stat, Writer};
+use super::passthrough::{Passthrough, passing};
+use crate::local::{
+    Access, DirectoryEntry, Local, Opened, SetAttributes, Stat, Writer, without_fsetid,
+};
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, PollEvents,
-    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData,
+    BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags,
+    PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData,
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
     ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -44,12 +48,48 @@ const CAPABILITIES: [InitFlags; 7] = [
 pub struct ProxyFs {
     local: Arc<Local>,
     notifier: Arc<OnceLock<Notifier>>,
+    /// Whether to ask for passthrough.
+    ask: bool,
+    passthrough: Passthrough,
 }
 
 impl ProxyFs {
     /// `notifier` is filled in once the session is there, before the first request but INIT.
-    pub fn new(local: Arc<Local>, notifier: Arc<OnceLock<Notifier>>) -> ProxyFs {
-        ProxyFs { local, notifier }
+    /// `passthrough`: whether the kernel may do without us what it can.
+    pub fn new(local: Arc<Local>, notifier: Arc<OnceLock<Notifier>>, passthrough: bool) -> ProxyFs {
+        ProxyFs {
+            local,
+            notifier,
+            ask: passthrough,
+            passthrough: Passthrough::default(),
+        }
+    }
+
+    /// Through what an opened file passes; none: through us.
+    fn backing(
+        &self,
+        ino: u64,
+        opened: &Opened,
+        uid: u32,
+        open: impl FnOnce(&OwnedFd) -> io::Result<BackingId>,
+    ) -> LocalResult<Option<Arc<BackingId>>> {
+        let open = || match opened.access {
+            // What root writes leaves set-id bits where they are, what others write does not.
+            Access::WriteNew if uid != 0 => without_fsetid(|| open(&opened.fd))?,
+            _ => open(&opened.fd),
+        };
+        let backing = self.passthrough.open(ino, opened.access, open);
+        let unseen = matches!(opened.access, Access::WriteNew | Access::ReadAndWrite);
+        if backing.is_some()
+            && unseen
+            && let Err(e) = self.local.let_write_unseen(opened.handle)
+        {
+            self.passthrough.release(ino);
+            // Nothing was written through it yet.
+            let _ = self.local.release_file(opened.handle);
+            return Err(e);
+        }
+        Ok(backing)
     }
 
     /// A change that could not be recorded has happened, and the kernel was told that it failed: it
@@ -97,6 +137,20 @@ impl Filesystem for ProxyFs {
             let _ = config.add_capabilities(capability);
         }
         let _ = config.set_max_write(MAX_WRITE);
+        if self.ask {
+            let can = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok();
+            // One file system below: the source's.
+            if can && config.set_max_stack_depth(1).is_ok() {
+                self.passthrough.switch_on();
+                let fine = self.local.has_fine_stamps();
+                log::info!(
+                    "the kernel reads the source's files itself{}",
+                    if fine { ", and writes new ones" } else { "" }
+                );
+            } else {
+                log::info!("this kernel cannot read the source's files itself (Linux 6.9 can)");
+            }
+        }
         Ok(())
     }
 
@@ -255,7 +309,15 @@ impl Filesystem for ProxyFs {
         match self.local.open_file(ino.0, flags.0, caller(req, 0)) {
             Ok(opened) => {
                 self.forget_attributes(opened.privileges_cleared, ino);
-                reply.opened(FileHandle(opened.handle), fopen_flags(&opened));
+                let backing = self.backing(ino.0, &opened, req.uid(), |fd| reply.open_backing(fd));
+                let handle = FileHandle(opened.handle);
+                match backing {
+                    Ok(Some(backing)) => {
+                        reply.opened_passthrough(handle, passing(&opened), &backing);
+                    }
+                    Ok(None) => reply.opened(handle, fopen_flags(&opened)),
+                    Err(e) => reply.error(errno(e)),
+                }
             }
             Err(e) => reply.error(errno(e)),
         }
@@ -319,14 +381,16 @@ impl Filesystem for ProxyFs {
     fn release(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        reply_empty(reply, self.local.release_file(fh.0));
+        let done = self.local.release_file(fh.0);
+        self.passthrough.release(ino.0);
+        reply_empty(reply, done);
     }
 
     fn fsync(
@@ -472,13 +536,24 @@ impl Filesystem for ProxyFs {
             .local
             .create(parent.0, name.as_bytes(), mode, flags, caller);
         match created {
-            Ok((stat, opened)) => reply.created(
-                &TTL,
-                &file_attr(&stat),
-                Generation(0),
-                FileHandle(opened.handle),
-                fopen_flags(&opened),
-            ),
+            Ok((stat, opened)) => {
+                let open = |fd: &OwnedFd| reply.open_backing(fd);
+                let handle = FileHandle(opened.handle);
+                let (attr, generation) = (file_attr(&stat), Generation(0));
+                match self.backing(stat.ino, &opened, req.uid(), open) {
+                    Ok(Some(backing)) => {
+                        let flags = passing(&opened);
+                        reply.created_passthrough(&TTL, &attr, generation, handle, flags, &backing);
+                    }
+                    Ok(None) => {
+                        reply.created(&TTL, &attr, generation, handle, fopen_flags(&opened));
+                    }
+                    Err(e) => {
+                        self.local.forget(stat.ino, 1);
+                        reply.error(errno(e));
+                    }
+                }
+            }
             Err(e) => reply.error(errno(e)),
         }
     }

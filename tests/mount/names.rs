@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn a_file_renamed_while_it_is_written_is_logged_before() {
-    let m = TestMount::new();
+    let m = TestMount::passing(false);
     let mut f = File::create(m.path("tmp")).unwrap();
     f.write_all(b"1").unwrap();
     fs::rename(m.path("tmp"), m.path("a")).unwrap();
@@ -123,7 +123,7 @@ fn a_name_that_nobody_used_is_found_when_it_is_the_last_one() {
 
 #[test]
 fn a_new_file_is_logged_before_it_is_linked() {
-    let m = TestMount::new();
+    let m = TestMount::passing(false);
     let mut f = File::create(m.path("a")).unwrap();
     f.write_all(b"1").unwrap();
     fs::hard_link(m.path("a"), m.path("b")).unwrap();

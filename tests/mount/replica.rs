@@ -170,7 +170,7 @@ fn play(m: &TestMount, seed: u64, rounds: usize) {
 #[test]
 fn what_is_recorded_makes_the_same_tree_elsewhere() {
     for seed in 1..=6 {
-        let m = TestMount::new();
+        let m = TestMount::passing(seed % 2 == 0);
         for dir in ["d", "e", "d/f"] {
             fs::create_dir(m.path(dir)).unwrap();
         }

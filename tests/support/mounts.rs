@@ -126,15 +126,25 @@ impl TestMount {
 
     /// A source that `fill` has made, mounted beside it.
     pub fn with(options: LocalOptions, fill: impl FnOnce(&Path)) -> TestMount {
-        TestMount::at(options, "mount", fill)
+        TestMount::at(options, "mount", true, fill)
+    }
+
+    /// An empty source, mounted beside it; whether the kernel may read and write its files itself.
+    pub fn passing(passthrough: bool) -> TestMount {
+        TestMount::at(LocalOptions::default(), "mount", passthrough, |_| ())
     }
 
     /// The same, mounted over itself.
     pub fn over_source(fill: impl FnOnce(&Path)) -> TestMount {
-        TestMount::at(LocalOptions::default(), "source", fill)
+        TestMount::at(LocalOptions::default(), "source", true, fill)
     }
 
-    fn at(options: LocalOptions, mount_point: &str, fill: impl FnOnce(&Path)) -> TestMount {
+    fn at(
+        options: LocalOptions,
+        mount_point: &str,
+        passthrough: bool,
+        fill: impl FnOnce(&Path),
+    ) -> TestMount {
         check_the_machine();
         let dir = tempfile::tempdir().unwrap();
         let source = dir.path().join("source");
@@ -150,7 +160,11 @@ impl TestMount {
         let recorder = Arc::new(Recording::default());
         let local = Local::open(&source, options, recorder.clone()).unwrap();
         let local = Arc::new(local);
-        let mounted = mount(local.clone(), &mount_point, MountOptions::default()).unwrap();
+        let how = MountOptions {
+            passthrough,
+            ..MountOptions::default()
+        };
+        let mounted = mount(local.clone(), &mount_point, how).unwrap();
         TestMount {
             mounted: Some(mounted),
             local,
