@@ -39,7 +39,7 @@ pub use directories::DirectoryEntry;
 pub use open_files::Access;
 pub use sys::{Caller, SetTime, Stat, node_id, open_node, without_fsetid};
 
-use crate::change::Change;
+use crate::change::{Change, NodeId, RelPath};
 use crate::journal::{RecordError, Recorder};
 use directories::OpenDirectory;
 use inodes::{Inodes, Kind, ROOT, Tree};
@@ -226,6 +226,7 @@ impl Local {
 
     /// How many inodes the kernel knows; for `status` and tests.
     pub fn known_inodes(&self) -> usize {
+        self.count_forgotten();
         self.inodes.read().len()
     }
 
@@ -249,6 +250,7 @@ impl Local {
     /// open it again. To be called about twice a second. Failures show in
     /// [`Local::read_only_reason`].
     pub fn flush_due(&self, now: Instant) {
+        self.count_forgotten();
         if self.is_read_only() {
             self.log.retry(|| self.flush(Which::Overdue).is_ok());
         }
@@ -315,9 +317,9 @@ impl Local {
     /// Records what the log does not know of a file. The tree is held, so that the path is the one it
     /// has in the log, and the file, so that the next one who asks waits for this record.
     ///
-    /// A file without names is not recorded: it exists for those only who have it open.
+    /// A file without names is not recorded: it exists for those only who have it open. Of one that is
+    /// written to unseen, what was written up to the last look is recorded.
     fn log_content(&self, tree: &Tree, state: &FileState, dirty: &mut Dirty) -> Result<()> {
-        dirty.look();
         if !dirty.is_dirty() {
             return Ok(());
         }
@@ -342,6 +344,14 @@ impl Local {
     }
 
     fn content(&self, tree: &Tree, state: &FileState, dirty: &mut Dirty) -> Result<Option<Change>> {
+        // Where a new file is was seen when it was made, and what it is at the last look.
+        if let Some((fd, stat)) = dirty.looked_at()
+            && stat.nlink == 1
+            && let Some(path) = tree.only_path(state.node)
+        {
+            let node = state.node_id(|| sys::node_id(fd, b""))?;
+            return Ok(Some(content_of(path, node, &stat, dirty)));
+        }
         let found = self.inodes.locate(tree, state.node)?;
         let path = match &found.entry {
             Some((_, (dir, name))) => tree.path_in(*dir, name),
@@ -351,27 +361,18 @@ impl Local {
         let Some(path) = path else {
             return Ok(None);
         };
-        let node = match state.id.get() {
-            Some(id) => id.clone(),
-            None => {
-                let id = self.inodes.node_id(&found)?;
-                state.id.get_or_init(|| id).clone()
-            }
-        };
-        dirty.filled_up_to(found.stat.size);
-        Ok(Some(Change::Content {
-            path,
-            node,
-            extent: dirty.extent(),
-            size: found.stat.size,
-            linked: found.stat.nlink > 1,
-        }))
+        let node = state.node_id(|| self.inodes.node_id(&found))?;
+        Ok(Some(content_of(path, node, &found.stat, dirty)))
     }
 
     /// Logs what a file has, before its name changes.
     fn log_before(&self, tree: &Tree, node: u64) -> Result<()> {
         match self.open.state(node) {
-            Some(state) => self.log_content(tree, &state, &mut state.lock()),
+            Some(state) => {
+                let mut dirty = state.lock();
+                dirty.look();
+                self.log_content(tree, &state, &mut dirty)
+            }
             None => Ok(()),
         }
     }
@@ -407,5 +408,16 @@ impl Local {
     /// Whether changes of the node are recorded.
     fn is_recorded(tree: &Tree, node: u64) -> bool {
         tree.kind(node).is_some_and(Kind::is_recorded)
+    }
+}
+
+fn content_of(path: RelPath, node: NodeId, stat: &Stat, dirty: &mut Dirty) -> Change {
+    dirty.filled_up_to(stat.size);
+    Change::Content {
+        path,
+        node,
+        extent: dirty.extent(),
+        size: stat.size,
+        linked: stat.nlink > 1,
     }
 }

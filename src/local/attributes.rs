@@ -102,6 +102,9 @@ fn drop_setgid(fd: impl AsFd, before: &Stat, caller: Caller) -> Result<()> {
 /// The attributes whose setting may change the permission bits.
 const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
 
+/// Capabilities of a program, which a write takes away.
+const CAPABILITY: &[u8] = b"security.capability";
+
 impl Local {
     /// What the node is; through a handle also if no name leads to it.
     ///
@@ -235,6 +238,13 @@ impl Local {
     /// # Errors
     /// As `getxattr(2)`: ENODATA, ERANGE.
     pub fn xattr(&self, node: u64, name: &[u8], buffer: &mut [u8]) -> Result<usize> {
+        // The kernel asks for this before the first write to a file.
+        if name == CAPABILITY
+            && let Some(state) = self.open.state(node)
+            && state.lock().is_plain()
+        {
+            return Err(Errno::NODATA);
+        }
         let (_open, path) = self.xattr_path(&self.inodes.read(), node)?;
         if buffer.is_empty() {
             rustix::fs::getxattr_query(path, name)
@@ -309,6 +319,9 @@ impl Local {
         let tree = self.inodes.read();
         self.log.check()?;
         let (fd, path) = self.xattr_path(&tree, node)?;
+        if let Some(state) = self.open.state(node) {
+            state.lock().not_plain();
+        }
         if name != ACCESS_ACL {
             return change(&fd, &path, None);
         }

@@ -157,16 +157,22 @@ impl Local {
     }
 
     /// The kernel is about to let this descriptor change the file without asking: by mmap, or if it has
-    /// made it ([`Access::WriteNew`]) by writing. To be called before the application has it.
+    /// made it ([`Access::WriteNew`]) by writing. To be called before the application has it. `made`: what
+    /// it was when it was made.
     ///
     /// # Errors
     /// As `fstat(2)`; EBADF: no such handle, or one for reading.
-    pub fn let_write_unseen(&self, handle: u64) -> Result<()> {
+    pub fn let_write_unseen(&self, handle: u64, made: Option<&Stat>) -> Result<()> {
         let handle = self.open.get(handle)?;
         let state = handle.writer()?;
         let mut dirty = state.lock();
-        dirty.look();
-        let stat = sys::stat(&handle.fd)?;
+        let stat = match made {
+            Some(stat) => *stat,
+            None => {
+                dirty.look();
+                sys::stat(&handle.fd)?
+            }
+        };
         let watch = || Watch::new(handle.fd.clone(), &stat, self.fine_stamps);
         dirty.watch(watch, handle.access == Access::ReadAndWrite);
         handle.unseen.store(true, Ordering::Release);

@@ -81,6 +81,9 @@ struct Node {
 /// All known nodes. See the module's comment for who may hold it how.
 pub struct Tree {
     nodes: HashMap<u64, Node>,
+    /// What was kept of nodes that were dropped: closing it may remove a file from the disk, and nobody
+    /// shall wait for that.
+    dropped: Vec<Arc<OwnedFd>>,
 }
 
 impl Tree {
@@ -94,6 +97,7 @@ impl Tree {
         };
         Tree {
             nodes: HashMap::from([(ROOT, root)]),
+            dropped: Vec::new(),
         }
     }
 
@@ -110,6 +114,14 @@ impl Tree {
         }
         let (dir, name) = self.nodes.get(&node)?.names.first()?;
         self.path_in(*dir, name)
+    }
+
+    /// The path of a node that has exactly one known name.
+    pub fn only_path(&self, node: u64) -> Option<RelPath> {
+        match &*self.nodes.get(&node)?.names {
+            [(dir, name)] => self.path_in(*dir, name),
+            _ => None,
+        }
     }
 
     /// The path of the entry `name` of the directory `dir`; none if the directory has none.
@@ -162,6 +174,8 @@ impl Tree {
         };
         known.kind = kind;
         known.kept = None;
+        // Nearly all have one name, and a vector that grows by itself begins with room for four.
+        known.names.reserve_exact(1);
         known.names.push((dir, name.into()));
         if let Some(above) = self.nodes.get_mut(&dir) {
             above.children += 1;
@@ -230,8 +244,11 @@ impl Tree {
             if !gone {
                 continue;
             }
-            let names = self.nodes.remove(&node).map(|n| n.names);
-            for (dir, _) in names.into_iter().flatten() {
+            let Some(node) = self.nodes.remove(&node) else {
+                continue;
+            };
+            self.dropped.extend(node.kept);
+            for (dir, _) in node.names {
                 if let Some(above) = self.nodes.get_mut(&dir) {
                     above.children = above.children.saturating_sub(1);
                 }
@@ -244,6 +261,15 @@ impl Tree {
     pub fn is_forgotten(&self, node: u64) -> bool {
         let known = self.nodes.get(&node);
         known.is_some_and(|n| n.lookups.load(Ordering::Acquire) == 0)
+    }
+
+    /// Gives room back after most of what was known was forgotten; true if there was some.
+    fn shrink(&mut self) -> bool {
+        let spare = self.nodes.capacity() > ROOM && self.nodes.len() < self.nodes.capacity() / 4;
+        if spare {
+            self.nodes.shrink_to((self.nodes.len() * 2).max(ROOM));
+        }
+        spare
     }
 
     /// How many nodes are known.
@@ -294,9 +320,9 @@ impl OpenDirectories {
 }
 
 /// Where a node was found.
-pub struct Located {
+pub struct Located<'t> {
     /// The directory of its name; none for one that is reached by `fd` only.
-    pub entry: Option<(Arc<OwnedFd>, Entry)>,
+    pub entry: Option<(Arc<OwnedFd>, &'t Entry)>,
     /// A descriptor of it, if there is one already: the root, directories, and what has no name.
     fd: Option<Arc<OwnedFd>>,
     /// What it is now. `ino` is the source's, not the node.
@@ -307,9 +333,17 @@ pub struct Located {
 pub struct Inodes {
     tree: RwLock<Tree>,
     directories: Mutex<OpenDirectories>,
+    /// What the kernel has forgotten, to be counted when nobody has to wait for it.
+    forgotten: Mutex<Vec<(u64, u64)>>,
     root: Arc<OwnedFd>,
     root_stat: Stat,
 }
+
+/// Room for so many nodes is never given back.
+const ROOM: usize = 8192;
+
+/// How much may be forgotten and not counted yet.
+const FORGOTTEN: usize = 1024;
 
 impl Inodes {
     /// A table that knows the root only. `limit`: how many directories are kept open.
@@ -322,6 +356,7 @@ impl Inodes {
                 ring: VecDeque::new(),
                 limit: limit.max(1),
             }),
+            forgotten: Mutex::default(),
             root: Arc::new(root),
             root_stat,
         })
@@ -427,7 +462,7 @@ impl Inodes {
     ///
     /// # Errors
     /// ESTALE if it is not known, or no name leads to it.
-    pub fn locate(&self, tree: &Tree, node: u64) -> Result<Located> {
+    pub fn locate<'t>(&self, tree: &'t Tree, node: u64) -> Result<Located<'t>> {
         let open = |fd: Arc<OwnedFd>| {
             let stat = sys::stat(&fd)?;
             Ok(Located {
@@ -454,7 +489,7 @@ impl Inodes {
                 && self.expect(node, &stat).is_ok()
             {
                 return Ok(Located {
-                    entry: Some((dir, entry.clone())),
+                    entry: Some((dir, entry)),
                     fd: None,
                     stat,
                 });
@@ -520,14 +555,37 @@ impl Inodes {
         Ok(stat)
     }
 
-    /// The kernel has forgotten `count` lookups. `needed` says whether the node must stay although the
-    /// kernel knows it no more (bytes of it are not logged yet).
-    pub fn forget(&self, node: u64, count: u64, needed: impl FnOnce() -> bool) {
-        if node != ROOT && self.read().forget(node, count) {
-            let mut tree = self.write();
-            if !needed() {
+    /// The kernel has forgotten `count` lookups. Counted by [`Inodes::count_forgotten`]: at once if nobody
+    /// holds the tree, since a request that does must not be waited for, nor wait; else by the next one.
+    pub fn forget(&self, node: u64, count: u64, needed: impl Fn(u64) -> bool) {
+        let many = {
+            let mut forgotten = lock(&self.forgotten);
+            forgotten.push((node, count));
+            forgotten.len() >= FORGOTTEN
+        };
+        self.count_forgotten(many, needed);
+    }
+
+    /// Counts what the kernel has forgotten; if `wait`, for certain. `needed` says whether a node must
+    /// stay although the kernel knows it no more (bytes of it are not logged yet).
+    pub fn count_forgotten(&self, wait: bool, needed: impl Fn(u64) -> bool) {
+        let mut tree = match self.tree.try_write() {
+            Ok(tree) => tree,
+            Err(_) if wait => self.write(),
+            Err(_) => return,
+        };
+        let forgotten = std::mem::take(&mut *lock(&self.forgotten));
+        for (node, count) in forgotten {
+            if node != ROOT && tree.forget(node, count) && !needed(node) {
                 self.drop_unknown(&mut tree, node);
             }
+        }
+        let dropped = std::mem::take(&mut tree.dropped);
+        let shrunk = wait && tree.shrink();
+        drop(tree);
+        drop(dropped);
+        if shrunk {
+            sys::give_memory_back();
         }
     }
 

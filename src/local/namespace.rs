@@ -39,8 +39,14 @@ impl Local {
 
     /// The kernel has forgotten so many lookups of the node.
     pub fn forget(&self, node: u64, count: u64) {
-        self.inodes
-            .forget(node, count, || self.open.state(node).is_some());
+        let needed = |node| self.open.state(node).is_some();
+        self.inodes.forget(node, count, needed);
+    }
+
+    /// What the kernel has forgotten is given back, for certain.
+    pub(super) fn count_forgotten(&self) {
+        let needed = |node| self.open.state(node).is_some();
+        self.inodes.count_forgotten(true, needed);
     }
 
     fn place<'a>(&self, tree: &Tree, dir: u64, name: &'a [u8]) -> Result<Place<'a>> {

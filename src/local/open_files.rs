@@ -13,7 +13,7 @@
 
 use super::search::LastFound;
 use super::sync::{lock, read, write};
-use super::sys::Result;
+use super::sys::{Result, Stat};
 use super::unseen::Watch;
 use crate::change::{ByteRanges, Extent, NodeId, Timestamp};
 use rustix::io::Errno;
@@ -39,6 +39,8 @@ pub struct Dirty {
     ranges: ByteRanges,
     /// Something was written, and nobody knows where.
     unseen: bool,
+    /// It has just been made, and got no attributes that the kernel asks for before the first write.
+    plain: bool,
     /// While somebody may write unseen.
     watch: Option<Watch>,
     /// The shortest that it was. Behind that, a hole made later replaces old bytes.
@@ -95,6 +97,11 @@ impl Dirty {
         }
     }
 
+    /// A watched file, and what it was at the last look.
+    pub fn looked_at(&self) -> Option<(&OwnedFd, Stat)> {
+        self.watch.as_ref().and_then(Watch::looked_at)
+    }
+
     /// A request has set the time of the last change. To be called after a look.
     pub fn time_was_set(&mut self, mtime: Timestamp) {
         if let Some(watch) = &mut self.watch {
@@ -118,8 +125,19 @@ impl Dirty {
     pub fn made(&mut self, thread: u32) {
         self.begin();
         self.new = true;
+        self.plain = true;
         self.written_by(thread);
         self.end();
+    }
+
+    /// Whether it has certainly no extended attributes that somebody has set.
+    pub fn is_plain(&self) -> bool {
+        self.plain
+    }
+
+    /// An extended attribute is about to be set.
+    pub fn not_plain(&mut self) {
+        self.plain = false;
     }
 
     /// This thread has written.
@@ -268,7 +286,7 @@ pub struct FileState {
     /// Its node.
     pub node: u64,
     /// Its identity, once it was needed.
-    pub id: OnceLock<NodeId>,
+    id: OnceLock<NodeId>,
     /// Its path, when it had to be searched for.
     pub found: LastFound,
     /// How many handles may write; changed with the table locked.
@@ -280,6 +298,17 @@ impl FileState {
     /// Whether anybody has it open to write. Who is about to empty it is counted before.
     pub fn has_writers(&self) -> bool {
         self.writers.load(Ordering::Acquire) > 0
+    }
+
+    /// Its identity, asked for once.
+    pub fn node_id(&self, ask: impl FnOnce() -> Result<NodeId>) -> Result<NodeId> {
+        match self.id.get() {
+            Some(id) => Ok(id.clone()),
+            None => {
+                let id = ask()?;
+                Ok(self.id.get_or_init(|| id).clone())
+            }
+        }
     }
 
     /// The file's own lock.

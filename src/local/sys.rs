@@ -320,7 +320,6 @@ pub struct Caller {
 
 /// While this lives, the thread makes files as another user. Dropped in the thread that made it.
 pub struct AsCaller {
-    umask: libc::mode_t,
     ids: bool,
     /// Not for another thread.
     _here: PhantomData<*const ()>,
@@ -346,6 +345,9 @@ pub fn is_in_group(thread: u32, gid: u32) -> bool {
 
 thread_local! {
     static PREPARED: Cell<bool> = const { Cell::new(false) };
+    /// The umask that is in force, once it was set. It is the thread's own, and nothing else depends on it:
+    /// what a thread that serves requests makes, it makes for a caller.
+    static UMASK: Cell<Option<u32>> = const { Cell::new(None) };
 }
 
 /// Whether two threads, by their numbers, are of different processes, as far as can be told: not if the
@@ -368,6 +370,15 @@ pub fn write_back(fd: impl AsFd) -> Result<()> {
         return Err(last_error());
     }
     Ok(())
+}
+
+/// Gives memory that is not used any more back to the system, after much was freed.
+pub fn give_memory_back() {
+    // SAFETY: takes a plain number, and touches only what malloc has free.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 /// Calls `f` without CAP_FSETID in this thread: what is opened in there for the kernel to write through
@@ -417,10 +428,12 @@ fn prepare_thread() -> Result<()> {
 pub fn as_caller(caller: Caller) -> Result<AsCaller> {
     prepare_thread()?;
     let ids = caller.uid != 0 || caller.gid != 0;
-    // SAFETY: plain numbers; the umask is this thread's own since prepare_thread.
-    let umask = unsafe { libc::umask((caller.umask & 0o777) as libc::mode_t) };
+    let umask = caller.umask & 0o777;
+    if UMASK.replace(Some(umask)) != Some(umask) {
+        // SAFETY: plain numbers; the umask is this thread's own since prepare_thread.
+        unsafe { libc::umask(umask as libc::mode_t) };
+    }
     let guard = AsCaller {
-        umask,
         ids,
         _here: PhantomData,
     };
@@ -444,14 +457,13 @@ pub fn as_caller(caller: Caller) -> Result<AsCaller> {
 
 impl Drop for AsCaller {
     fn drop(&mut self) {
-        // SAFETY: plain numbers; user and group are set back to those of the process, the umask to
-        // what it was, all of this thread only (`_here` keeps the guard in it).
-        unsafe {
-            if self.ids {
+        if self.ids {
+            // SAFETY: plain numbers; user and group are set back to those of the process, of this thread
+            // only (`_here` keeps the guard in it).
+            unsafe {
                 libc::setfsuid(libc::geteuid());
                 libc::setfsgid(libc::getegid());
             }
-            libc::umask(self.umask);
         }
     }
 }

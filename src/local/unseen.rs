@@ -62,6 +62,8 @@ pub struct Watch {
     fine: bool,
     /// None: not to be believed.
     stamp: Option<Stamp>,
+    /// The last look, if it could be taken.
+    stat: Option<Stat>,
     looked: Look,
 }
 
@@ -74,6 +76,7 @@ impl Watch {
             mappable: 0,
             fine,
             stamp: Some(stat.into()),
+            stat: Some(*stat),
             looked: (Instant::now(), SystemTime::now()),
         }
     }
@@ -95,10 +98,16 @@ impl Watch {
     pub fn look(&mut self) -> Option<Look> {
         let now = (Instant::now(), SystemTime::now());
         let before = std::mem::replace(&mut self.looked, now);
-        let stamp = sys::stat(&self.fd).ok().map(|stat| Stamp::from(&stat));
+        self.stat = sys::stat(&self.fd).ok();
+        let stamp = self.stat.as_ref().map(Stamp::from);
         let changed = stamp.is_none() || stamp != self.stamp;
         self.stamp = stamp.filter(|s| self.fine || is_old(s.mtime, now.1));
         changed.then_some(before)
+    }
+
+    /// The file, and what it was at the last look.
+    pub fn looked_at(&self) -> Option<(&OwnedFd, Stat)> {
+        Some((&self.fd, self.stat?))
     }
 
     /// This time was set, by a request.

@@ -70,6 +70,7 @@ impl ProxyFs {
         &self,
         ino: u64,
         opened: &Opened,
+        made: Option<&Stat>,
         uid: u32,
         open: impl FnOnce(&OwnedFd) -> io::Result<BackingId>,
     ) -> LocalResult<Option<Arc<BackingId>>> {
@@ -82,7 +83,7 @@ impl ProxyFs {
         let unseen = matches!(opened.access, Access::WriteNew | Access::ReadAndWrite);
         if backing.is_some()
             && unseen
-            && let Err(e) = self.local.let_write_unseen(opened.handle)
+            && let Err(e) = self.local.let_write_unseen(opened.handle, made)
         {
             self.passthrough.release(ino);
             // Nothing was written through it yet.
@@ -309,7 +310,8 @@ impl Filesystem for ProxyFs {
         match self.local.open_file(ino.0, flags.0, caller(req, 0)) {
             Ok(opened) => {
                 self.forget_attributes(opened.privileges_cleared, ino);
-                let backing = self.backing(ino.0, &opened, req.uid(), |fd| reply.open_backing(fd));
+                let backing =
+                    self.backing(ino.0, &opened, None, req.uid(), |fd| reply.open_backing(fd));
                 let handle = FileHandle(opened.handle);
                 match backing {
                     Ok(Some(backing)) => {
@@ -540,7 +542,7 @@ impl Filesystem for ProxyFs {
                 let open = |fd: &OwnedFd| reply.open_backing(fd);
                 let handle = FileHandle(opened.handle);
                 let (attr, generation) = (file_attr(&stat), Generation(0));
-                match self.backing(stat.ino, &opened, req.uid(), open) {
+                match self.backing(stat.ino, &opened, Some(&stat), req.uid(), open) {
                     Ok(Some(backing)) => {
                         let flags = passing(&opened);
                         reply.created_passthrough(&TTL, &attr, generation, handle, flags, &backing);

@@ -276,3 +276,26 @@ fn a_stranger_takes_set_id_bits_from_a_new_file_by_writing_and_root_does_not() {
         }
     });
 }
+
+/// Before the first write the kernel asks whether there is one; of a new file that is answered from memory.
+#[test]
+fn a_capability_that_a_new_file_got_is_there_and_goes_with_the_next_write() {
+    both_ways(|m| {
+        let mut f = File::create(m.path("a")).unwrap();
+        f.write_all(b"1").unwrap();
+        let name = "security.capability";
+        // CAP_NET_BIND_SERVICE, permitted and effective, as linux/capability.h lays it out.
+        let mut capability = [0; 20];
+        capability[..4].copy_from_slice(&0x0200_0001_u32.to_le_bytes());
+        capability[4..8].copy_from_slice(&(1_u32 << 10).to_le_bytes());
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::setxattr(m.path("a"), name, &capability, flags).unwrap();
+        let mut found = [0; 20];
+        rustix::fs::getxattr(m.path("a"), name, &mut found).unwrap();
+        assert_eq!(found, capability);
+        f.write_all(b"2").unwrap();
+        drop(f);
+        let gone = rustix::fs::getxattr(m.source("a"), name, &mut found);
+        assert_eq!(gone, Err(Errno::NODATA));
+    });
+}
