@@ -215,13 +215,17 @@ pub fn tree(who: &Contestant, size: &Size) -> Vec<Measured> {
     };
     let mut all = Vec::new();
     let what = format!("tar x of {} entries", size.tree);
+    let mut tar = Command::new("tar");
+    tar.arg("xf").arg(archive).arg("-C").arg(&root);
+    tar.stdin(Stdio::null()).stderr(Stdio::null());
+    let mut ok = false;
     all.push(measure(what, goals, || {
-        run(Command::new("tar")
-            .arg("xf")
-            .arg(archive)
-            .arg("-C")
-            .arg(&root))
+        ok = tar.status().unwrap().success()
     }));
+    // bindfs and mergerfs give directories other inode numbers when the kernel has forgotten them, and tar
+    // complains at its end that they were renamed.
+    let strict = matches!(who.kind, Kind::Directory | Kind::ProxyFs(_));
+    assert!(ok || !strict, "tar fails");
     let what = format!("rm -rf of {} entries", size.tree);
     all.push(measure(what, goals, || {
         run(Command::new("rm").arg("-rf").arg(&root))
