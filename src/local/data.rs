@@ -464,15 +464,18 @@ fn write_all(fd: &OwnedFd, offset: u64, bytes: &[u8], by: Writer) -> Result<Writ
 fn cut(state: &FileState, fd: &OwnedFd, size: u64, caller: Caller) -> Result<bool> {
     state.lock().begin();
     let done = (|| {
-        let old = sys::stat(fd)?.size;
+        let old = sys::stat(fd)?;
         let cleared = caller.uid != 0 && clear_privileges(fd, caller.thread)?;
         rustix::fs::ftruncate(fd, size)?;
-        Ok((old, cleared))
+        Ok((old, sys::stat(fd)?, cleared))
     })();
     let mut dirty = state.lock();
-    if let Ok((old, _)) = done {
-        dirty.resized(old, size);
+    // A file that was that long already is as it was; but who empties it is about to write it anew.
+    if let Ok((old, new, _)) = done
+        && (size == 0 || (old.size, old.mtime) != (size, new.mtime))
+    {
+        dirty.resized(old.size, size);
     }
     dirty.end();
-    done.map(|(_, cleared)| cleared)
+    done.map(|(_, _, cleared)| cleared)
 }

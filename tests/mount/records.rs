@@ -154,6 +154,117 @@ fn a_file_cut_by_its_path_is_recorded_at_once() {
 }
 
 #[test]
+fn what_changes_nothing_is_not_recorded() {
+    let m = TestMount::with(LocalOptions::default(), |source| {
+        fs::write(source.join("a"), vec![b'x'; 100]).unwrap();
+        fs::hard_link(source.join("a"), source.join("b")).unwrap();
+        fs::create_dir(source.join("d")).unwrap();
+        chmod(source.join("a"), 0o644);
+    });
+    let f = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(m.path("a"))
+        .unwrap();
+    assert_eq!(f.write_at(b"", 50).unwrap(), 0);
+    f.sync_all().unwrap();
+    drop(f);
+    m.sh("chmod 644 a; chown 0:0 a d;");
+    assert!(m.take().is_empty());
+    fs::rename(m.path("a"), m.path("b")).unwrap();
+    fs::rename(m.path("d"), m.path("d")).unwrap();
+    for refused in [
+        fs::create_dir(m.path("d")),
+        fs::remove_dir(m.path("a")),
+        fs::remove_file(m.path("d")),
+        fs::hard_link(m.path("a"), m.path("b")),
+        fs::rename(m.path("d"), m.path("a")),
+        fs::rename(m.path("a"), m.path("d")),
+        symlink("x", m.path("a")),
+        fs::write(m.path("a/x"), "x"),
+    ] {
+        refused.unwrap_err();
+    }
+    m.local.flush_all().unwrap();
+    assert!(m.take().is_empty());
+    // The size that it has: what that changes (ext4 sets the time) depends on the file system below.
+    let mtime = || fs::metadata(m.source("a")).unwrap().modified().unwrap();
+    for by_path in [false, true] {
+        let before = mtime();
+        wait_until("the clock moves", || {
+            std::time::SystemTime::now() > before + Duration::from_millis(20)
+        });
+        if by_path {
+            m.sh("perl -e 'truncate(\"a\", 100) or die'");
+        } else {
+            to_write(m.path("a")).set_len(100).unwrap();
+        }
+        let told = (mtime() != before).then(|| "content a of 100 linked".to_owned());
+        assert_eq!(m.take(), Vec::from_iter(told));
+    }
+}
+
+#[test]
+fn each_copy_of_a_descriptor_records_what_was_written_before_it_was_closed() {
+    let m = TestMount::with(LocalOptions::default(), |source| {
+        fs::write(source.join("a"), vec![b'x'; 100]).unwrap();
+    });
+    let f = to_write(m.path("a"));
+    let (copy, another) = (f.try_clone().unwrap(), f.try_clone().unwrap());
+    f.write_all_at(b"1", 1).unwrap();
+    drop(copy);
+    assert_eq!(m.take(), ["content a 1..2 of 100"]);
+    drop(another);
+    assert!(m.take().is_empty());
+    f.write_all_at(b"2", 2).unwrap();
+    drop(f);
+    assert_eq!(m.take(), ["content a 2..3 of 100"]);
+    fs::create_dir(m.path("d")).unwrap();
+    assert_eq!(m.take(), ["mkdir d 755"], "and nothing by the release");
+}
+
+#[test]
+fn what_a_process_wrote_that_is_killed_is_recorded() {
+    let m = TestMount::with(LocalOptions::default(), |source| {
+        fs::write(source.join("known"), vec![b'x'; 100]).unwrap();
+        fs::write(source.join("gone"), "x").unwrap();
+    });
+    let script = "open(A, \"+<\", \"known\") or exit 3; sysseek(A, 10, 0); syswrite(A, \"abc\"); \
+                  open(B, \">\", \"new\") or exit 3; syswrite(B, \"half\"); open(C, \">>\", \"gone\"); \
+                  syswrite(C, \"y\"); unlink(\"gone\"); open(D, \">>\", \"unchanged\"); \
+                  print \"ready\\n\"; sleep 600";
+    let mut child = Command::new("setpriv")
+        .args([
+            "--pdeathsig=KILL",
+            "perl",
+            "-e",
+            &format!("$| = 1; {script}"),
+        ])
+        .current_dir(m.path(""))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut [0; 6])
+        .unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let mut recorded = m.wait_for(4);
+    recorded.sort();
+    let expected = [
+        "content known 10..13 of 100",
+        "content new whole of 4",
+        "content unchanged whole of 0",
+        "unlink gone",
+    ];
+    assert_eq!(recorded, expected);
+    assert_eq!(fs::read(m.source("new")).unwrap(), b"half");
+}
+
+#[test]
 fn a_file_that_is_emptied_and_rewritten_is_whole() {
     let m = TestMount::with(LocalOptions::default(), |source| {
         fs::write(source.join("a"), vec![b'x'; 100]).unwrap();

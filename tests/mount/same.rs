@@ -573,6 +573,15 @@ fn changing_attributes() {
                 rustix::fs::open("own/a", OFlags::WRONLY, Mode::empty())
                     .and_then(|f| rustix::fs::ftruncate(f, 1)),
             );
+            for (path, size) in [("mine", 5000), ("own/b", 1), ("theirs", 6), ("setgid", 11)] {
+                let path = std::ffi::CString::new(path).unwrap();
+                // SAFETY: a string with its NUL.
+                let done = match unsafe { libc::truncate(path.as_ptr(), size) } {
+                    0 => Ok(()),
+                    _ => Err(std::io::Error::last_os_error()),
+                };
+                t.did("truncate by path", done);
+            }
             with(t, "theirs", libc::O_WRONLY, |_, _| ());
             with(t, "open", libc::O_RDWR, |t, f| {
                 t.gave("write nothing", f.write_at(b"", 0))
