@@ -18,6 +18,7 @@ pub mod values;
 pub use problem::{ConfigError, Fault, Problem};
 pub use settings::{Absent, Apply, SETTINGS, Setting, example};
 
+use crate::exclude::Exclude;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -48,6 +49,8 @@ pub struct Config {
     /// An open file is logged at the latest so long after its first unlogged write; not less than
     /// `flush_after`.
     pub flush_max: Duration,
+    /// What is not mirrored.
+    pub exclude: Exclude,
     /// The mirrors, those of the main file first, then those of `mirrors.d` by name.
     pub mirrors: Vec<MirrorConfig>,
     /// What is allowed but probably not meant, a line each.
@@ -133,6 +136,7 @@ impl Config {
             threads: 0,
             flush_after: Duration::ZERO,
             flush_max: Duration::ZERO,
+            exclude: Exclude::default(),
             mirrors: Vec::new(),
             warnings: Vec::new(),
         }

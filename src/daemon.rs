@@ -127,6 +127,7 @@ fn run_with(config: Config, overrides: Overrides, log: &LogHandle) -> Result<(),
     let options = LocalOptions {
         flush_after: config.flush_after,
         flush_max: config.flush_max,
+        exclude: config.exclude.clone(),
         ..LocalOptions::default()
     };
     let recorder = Arc::clone(&journal);
@@ -286,6 +287,7 @@ fn reload(shared: &Shared, log: &LogHandle, overrides: &Overrides) -> Result<Str
         ("threads", old.threads != new.threads),
         ("flush_after", old.flush_after != new.flush_after),
         ("flush_max", old.flush_max != new.flush_max),
+        ("exclude", old.exclude != new.exclude),
     ];
     let waiting: Vec<&str> = fixed.iter().filter(|f| f.1).map(|f| f.0).collect();
     if !waiting.is_empty() {

@@ -9,6 +9,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod daemon;
+pub mod exclude;
 pub mod journal;
 pub mod local;
 pub mod logging;

@@ -22,6 +22,7 @@
 //! The rooms: [`namespace`], [`attributes`], [`data`] and [`directories`] hold the requests.
 
 mod attributes;
+mod border;
 mod data;
 mod directories;
 mod inodes;
@@ -40,6 +41,7 @@ pub use open_files::Access;
 pub use sys::{Caller, SetTime, Stat, node_id, open_node, without_fsetid};
 
 use crate::change::{Change, NodeId, RelPath};
+use crate::exclude::Exclude;
 use crate::journal::{RecordError, Recorder};
 use directories::OpenDirectory;
 use inodes::{Inodes, Kind, ROOT, Tree};
@@ -70,6 +72,8 @@ pub struct LocalOptions {
     /// How many directories are kept open at most; never more than a quarter of the descriptors that
     /// the process may have.
     pub open_directories: usize,
+    /// What is not mirrored, and so not logged.
+    pub exclude: Exclude,
 }
 
 impl Default for LocalOptions {
@@ -78,6 +82,7 @@ impl Default for LocalOptions {
             flush_after: Duration::from_secs(5),
             flush_max: Duration::from_secs(600),
             open_directories: 1024,
+            exclude: Exclude::default(),
         }
     }
 }
@@ -146,6 +151,8 @@ pub struct Local {
     special_files: AtomicU64,
     /// Whether a write shows in a file's times, always.
     fine_stamps: bool,
+    /// How often something was moved over the border of what is excluded.
+    crossed: AtomicU64,
 }
 
 impl Local {
@@ -188,6 +195,7 @@ impl Local {
             log: Log::new(recorder),
             special_files: AtomicU64::new(0),
             fine_stamps,
+            crossed: AtomicU64::new(0),
         })
     }
 
@@ -349,14 +357,27 @@ impl Local {
             && stat.nlink == 1
             && let Some(path) = tree.only_path(state.node)
         {
+            if !self.is_mirrored(&path, false) {
+                return Ok(None);
+            }
             let node = state.node_id(|| sys::node_id(fd, b""))?;
             return Ok(Some(content_of(path, node, &stat, dirty)));
         }
-        let found = self.inodes.locate(tree, state.node)?;
-        let path = match &found.entry {
-            Some((_, (dir, name))) => tree.path_in(*dir, name),
-            None if found.stat.nlink > 0 => self.search(state.node, &state.found),
-            None => None,
+        let found = self.locate_mirrored(tree, state.node)?;
+        let entry = found.entry.as_ref().map(|(_, entry)| *entry);
+        let path = entry.and_then(|(dir, name)| tree.path_in(*dir, name));
+        let path = match path {
+            // No name is known, or none that mirrors have.
+            None if entry.is_none() && found.stat.nlink > 0 => {
+                self.search(state.node, &state.found)
+            }
+            Some(path) if !self.is_mirrored(&path, false) => {
+                let others = found.stat.nlink > 1;
+                others
+                    .then(|| self.search(state.node, &state.found))
+                    .flatten()
+            }
+            path => path,
         };
         let Some(path) = path else {
             return Ok(None);

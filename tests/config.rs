@@ -53,6 +53,7 @@ fn a_small_file_is_enough_and_the_rest_has_defaults() {
     assert_eq!(config.threads, 2);
     assert_eq!(config.flush_after, Duration::from_secs(5));
     assert_eq!(config.flush_max, Duration::from_secs(600));
+    assert!(config.exclude.is_empty());
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
     let mirror = config.mirror("web2").unwrap();
     assert_eq!(config.mirrors.len(), 1);
@@ -86,6 +87,7 @@ fn every_setting_takes_another_value_than_its_default() {
     let config = load(
         "[proxyfs]\nsource = /data/a\nmount_point = /mnt/a\nstate_dir = /var/x\nrun_dir = /run/x\n\
          log_file = /var/log/x.log\nlog_level = debug\nthreads = 4\nflush_after = 500ms\nflush_max = 2h\n\
+         exclude = *.bak, !keep.bak\n\
          [mirror a.b-c_1]\nhost = [2001:db8::1]\nport = 2222\nuser = u\npath = htdocs/\n\
          key = /k/one, /k/two\npassphrase_file = /k/pass\nknown_hosts = /k/hosts\npreserve_owner = yes\n\
          connect_timeout = 2s\nio_timeout = 1m\nbackoff_min = 50ms\nbackoff_max = 1d\n\
@@ -103,6 +105,11 @@ fn every_setting_takes_another_value_than_its_default() {
     assert_eq!(config.threads, 4);
     assert_eq!(config.flush_after, Duration::from_millis(500));
     assert_eq!(config.flush_max, Duration::from_secs(7200));
+    let excluded = |path: &[u8]| {
+        let path = proxyfs::change::RelPath::new(path).unwrap();
+        config.exclude.excludes(&path, false)
+    };
+    assert!(excluded(b"d/a.bak") && !excluded(b"keep.bak"));
     let mirror = &config.mirrors[0];
     assert_eq!(
         (mirror.name.as_str(), mirror.host.as_str()),
@@ -136,9 +143,14 @@ fn each_mistake_is_one_line_that_says_where_and_what_to_do() {
             "proxyfs.ini:4: unknown key `sorce` in [proxyfs]: did you mean `source`?",
         ),
         (
+            after("exclude = *.tmp, [a"),
+            "proxyfs.ini:4: bad value `*.tmp, [a` for `exclude`: `[a`: a [ has no ]; write \\[ for a bracket \
+             itself",
+        ),
+        (
             after("colour = red"),
             "proxyfs.ini:4: unknown key `colour` in [proxyfs]: known are source, mount_point, \
-            state_dir, run_dir, log_file, log_level, threads, flush_after, flush_max",
+            state_dir, run_dir, log_file, log_level, threads, flush_after, flush_max, exclude",
         ),
         (
             after("port = 22"),

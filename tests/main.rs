@@ -10,6 +10,7 @@ mod coalescing;
 mod commands;
 mod config;
 mod cuts;
+mod excluded;
 mod mirror_errors;
 mod mount;
 mod order;

@@ -1,6 +1,7 @@
 //! The mount: every operation once by a real kernel, and what is recorded of it.
 #![allow(clippy::unwrap_used)]
 
+mod exclude;
 mod failing_log;
 mod life;
 mod limits;

@@ -4,6 +4,7 @@
 
 use super::values::{self, Refusal};
 use super::{Config, Login, MirrorConfig};
+use crate::exclude::Exclude;
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -114,6 +115,15 @@ pub const SETTINGS: &[Setting] = &[
         absent: Absent::Default("10m"),
         help: "A file that stays open and is written to all the time is sent so often.",
         apply: Apply::Proxyfs(|c, v| set(&mut c.flush_max, values::duration(v, SHORTEST))),
+    },
+    Setting {
+        name: "exclude",
+        absent: Absent::Unset("*.tmp, !important.tmp, /cache/"),
+        help: "What is not mirrored: patterns as in .gitignore, with commas between; the last one that \
+               matches decides. A name without a slash counts at any depth, one with a slash begins at \
+               the source; a slash at the end is for directories only. What is below an excluded \
+               directory is excluded. Not set: nothing.",
+        apply: Apply::Proxyfs(|c, v| set(&mut c.exclude, Exclude::parse(v))),
     },
     Setting {
         name: "host",

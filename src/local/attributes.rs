@@ -204,7 +204,9 @@ impl Local {
         }
         let path = match tree.path(node) {
             None if after.nlink > 0 && !after.is_dir() => self.search(node, &LastFound::default()),
-            path => path,
+            // An excluded name is no reason to search for another one: a whole tree of copies that share
+            // their files may be there, and all of it be changed.
+            _ => self.mirrored_path(tree, node, after.is_dir()),
         };
         match path {
             Some(path) => self.log.record(Change::Attr {

@@ -124,6 +124,12 @@ impl Tree {
         }
     }
 
+    /// The paths of the node by all its known names, the oldest first.
+    pub fn paths(&self, node: u64) -> impl Iterator<Item = RelPath> {
+        let names = self.nodes.get(&node).into_iter().flat_map(|n| &n.names);
+        names.filter_map(|(dir, name)| self.path_in(*dir, name))
+    }
+
     /// The path of the entry `name` of the directory `dir`; none if the directory has none.
     pub fn path_in(&self, mut dir: u64, name: &[u8]) -> Option<RelPath> {
         let mut parts = vec![name];
@@ -463,6 +469,16 @@ impl Inodes {
     /// # Errors
     /// ESTALE if it is not known, or no name leads to it.
     pub fn locate<'t>(&self, tree: &'t Tree, node: u64) -> Result<Located<'t>> {
+        self.locate_by(tree, node, |_| true)
+    }
+
+    /// The same, by names that `accept` takes only.
+    pub fn locate_by<'t>(
+        &self,
+        tree: &'t Tree,
+        node: u64,
+        accept: impl Fn(&Entry) -> bool,
+    ) -> Result<Located<'t>> {
         let open = |fd: Arc<OwnedFd>| {
             let stat = sys::stat(&fd)?;
             Ok(Located {
@@ -481,7 +497,7 @@ impl Inodes {
         if let Some(kept) = &known.kept {
             return open(kept.clone());
         }
-        for entry in &known.names {
+        for entry in known.names.iter().filter(|entry| accept(entry)) {
             let Ok(dir) = self.directory(tree, entry.0) else {
                 continue;
             };

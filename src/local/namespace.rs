@@ -17,12 +17,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// Where something is made, with the tree in hand.
-struct Place<'a> {
+pub(super) struct Place<'a> {
     dir: u64,
-    name: &'a [u8],
-    fd: Arc<OwnedFd>,
+    pub(super) name: &'a [u8],
+    pub(super) fd: Arc<OwnedFd>,
     /// None below a removed directory: the system call will fail.
-    path: Option<RelPath>,
+    pub(super) path: Option<RelPath>,
 }
 
 impl Local {
@@ -74,6 +74,7 @@ impl Local {
     ) -> Result<Stat> {
         let stat = self.inodes.stat_at(&place.fd, place.name)?;
         if let Some(path) = &place.path
+            && self.is_mirrored(path, stat.is_dir())
             && let Some(change) = change(path.clone(), &stat)?
         {
             self.log.record(change)?;
@@ -217,6 +218,7 @@ impl Local {
         rustix::fs::unlinkat(&place.fd, name, flags)?;
         let known = self.taken_away(&mut tree, &place, &stat, kept);
         match place.path {
+            Some(path) if !self.is_mirrored(&path, stat.is_dir()) => Ok(()),
             Some(path) if known => self.log.record(if stat.is_dir() {
                 Change::Rmdir { path }
             } else {
@@ -299,71 +301,27 @@ impl Local {
             // Two names of one file: nothing happens, says POSIX.
             return rename();
         }
-        self.log_before(&tree, moved.ino)?;
+        let move_in = self.known_before(&tree, &moved, &from, &to)?;
         match target {
             Some(target) if flags.contains(RenameFlags::EXCHANGE) => {
-                self.log_before(&tree, target.ino)?;
+                let move_out = self.known_before(&tree, &target, &to, &from)?;
                 rename()?;
-                Self::move_name(&mut tree, &from, &to, moved.ino);
-                Self::move_name(&mut tree, &to, &from, target.ino);
-                self.record_exchange(from.path, to.path, Kind::of(&moved), Kind::of(&target))
+                move_name(&mut tree, &from, &to, moved.ino);
+                move_name(&mut tree, &to, &from, target.ino);
+                self.record_exchange(&tree, &move_in, &move_out)
             }
             Some(target) => {
                 let kept = Self::keep(&tree, &to, &target);
                 rename()?;
                 let known = self.taken_away(&mut tree, &to, &target, kept);
-                Self::move_name(&mut tree, &from, &to, moved.ino);
-                self.record_rename(from.path, to.path, Kind::of(&moved), known)
+                move_name(&mut tree, &from, &to, moved.ino);
+                self.record_rename(&tree, &move_in, known.then_some(&target))
             }
             None => {
                 rename()?;
-                Self::move_name(&mut tree, &from, &to, moved.ino);
-                self.record_rename(from.path, to.path, Kind::of(&moved), false)
+                move_name(&mut tree, &from, &to, moved.ino);
+                self.record_rename(&tree, &move_in, None)
             }
-        }
-    }
-
-    fn move_name(tree: &mut Tree, from: &Place, to: &Place, node: u64) {
-        tree.add_name(node, to.dir, to.name);
-        tree.remove_name(node, from.dir, from.name, None);
-    }
-
-    /// `replaced`: mirrors have something at `to` that is gone.
-    fn record_rename(
-        &self,
-        from: Option<RelPath>,
-        to: Option<RelPath>,
-        moved: Kind,
-        replaced: bool,
-    ) -> Result<()> {
-        let (Some(from), Some(to)) = (from, to) else {
-            return Ok(());
-        };
-        if moved.is_recorded() {
-            self.log.record(Change::Rename { from, to })
-        } else if replaced {
-            self.log.record(Change::Unlink { path: to })
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Of two that changed places mirrors may have both, one or none.
-    fn record_exchange(
-        &self,
-        a: Option<RelPath>,
-        b: Option<RelPath>,
-        was_a: Kind,
-        was_b: Kind,
-    ) -> Result<()> {
-        let (Some(a), Some(b)) = (a, b) else {
-            return Ok(());
-        };
-        match (was_a.is_recorded(), was_b.is_recorded()) {
-            (true, true) => self.log.record(Change::Exchange { a, b }),
-            (true, false) => self.log.record(Change::Rename { from: a, to: b }),
-            (false, true) => self.log.record(Change::Rename { from: b, to: a }),
-            (false, false) => Ok(()),
         }
     }
 
@@ -375,7 +333,7 @@ impl Local {
         let mut tree = self.inodes.write();
         let place = self.new_place(&tree, dir, name)?;
         self.log_before(&tree, node)?;
-        let from = tree.path(node);
+        let from = self.mirrored_path(&tree, node, false);
         sys::link(self.inodes.open_path(&tree, node)?, &place.fd, name)?;
         self.made(&mut tree, &place, |path, stat| {
             if !Kind::of(stat).is_recorded() {
@@ -383,7 +341,15 @@ impl Local {
             }
             Ok(Some(match from {
                 Some(from) => Change::Link { from, path },
-                // All names that it is known by are gone, and one that nobody asked for is left.
+                // All names that it is known by are gone or excluded.
+                None if Kind::of(stat) == Kind::Symlink => Change::Symlink {
+                    path,
+                    target: rustix::fs::readlinkat(&place.fd, name, Vec::new())?
+                        .into_bytes()
+                        .into(),
+                    owner: owner(stat),
+                    times: times(stat),
+                },
                 None => Change::Content {
                     path,
                     node: sys::node_id(&place.fd, name)?,
@@ -405,14 +371,19 @@ impl Local {
     }
 }
 
-fn owner(stat: &Stat) -> Owner {
+fn move_name(tree: &mut Tree, from: &Place, to: &Place, node: u64) {
+    tree.add_name(node, to.dir, to.name);
+    tree.remove_name(node, from.dir, from.name, None);
+}
+
+pub(super) fn owner(stat: &Stat) -> Owner {
     Owner {
         uid: stat.uid,
         gid: stat.gid,
     }
 }
 
-fn times(stat: &Stat) -> Times {
+pub(super) fn times(stat: &Stat) -> Times {
     Times {
         atime: stat.atime,
         mtime: stat.mtime,

@@ -15,11 +15,24 @@ use crate::change::RelPath;
 use rustix::fs::{FileType, OFlags, RawDir};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
-/// The name that was found last: most likely it is still there.
+/// How the last search ended.
 #[derive(Default)]
-pub struct LastFound(Mutex<Option<RelPath>>);
+enum Last {
+    #[default]
+    None,
+    /// Most likely the name is still there.
+    Found(RelPath),
+    /// There was none, when the border of what is excluded had been crossed so often. A name that is made
+    /// since then is known, and not searched for.
+    Nowhere(u64),
+}
+
+/// What was found last.
+#[derive(Default)]
+pub struct LastFound(Mutex<Last>);
 
 /// A directory that is still to be searched.
 struct ToDo {
@@ -29,14 +42,70 @@ struct ToDo {
 }
 
 impl Local {
-    /// A path of the node, if it has any. `last`: where the one before is kept.
+    /// A path of the node that is not excluded, if it has any. `last`: where the one before is kept.
     pub(super) fn search(&self, node: u64, last: &LastFound) -> Option<RelPath> {
         let mut last = super::sync::lock(&last.0);
-        let still = last
-            .take()
-            .filter(|path| leads_to(&self.inodes, path, node));
-        *last = still.or_else(|| search_all(&self.inodes, node));
-        last.clone()
+        let crossed = self.crossed.load(Ordering::Relaxed);
+        let found = match std::mem::take(&mut *last) {
+            Last::Nowhere(then) if then == crossed => None,
+            Last::Found(path)
+                if self.is_mirrored(&path, false) && leads_to(&self.inodes, &path, node) =>
+            {
+                Some(path)
+            }
+            Last::None | Last::Found(_) | Last::Nowhere(_) => self.search_all(node),
+        };
+        *last = found.clone().map_or(Last::Nowhere(crossed), Last::Found);
+        found
+    }
+
+    /// What cannot be opened is passed over: the daemon is root, so it was removed just now.
+    fn search_all(&self, node: u64) -> Option<RelPath> {
+        let inodes = &self.inodes;
+        let mut to_do = vec![ToDo {
+            above: inodes.root().clone(),
+            name: (*b".").into(),
+            path: RelPath::root(),
+        }];
+        let mut buffer = vec![MaybeUninit::uninit(); 32 * 1024];
+        while let Some(ToDo { above, name, path }) = to_do.pop() {
+            let Ok(dir) = sys::open_at(&above, &name, OFlags::RDONLY | OFlags::DIRECTORY, 0) else {
+                continue;
+            };
+            let dir = Arc::new(dir);
+            if !path.is_root() && inodes.stat_at(&above, &name).is_err() {
+                // Another file system.
+                continue;
+            }
+            let mut entries = RawDir::new(&dir, &mut buffer);
+            while let Some(Ok(entry)) = entries.next() {
+                let name = entry.file_name().to_bytes();
+                if matches!(name, b"." | b"..") || (path.is_root() && name == RESERVED) {
+                    continue;
+                }
+                let Ok(path) = path.join(name) else { continue };
+                let is = || inodes.stat_at(&dir, name);
+                if inodes.node(entry.ino()) == node
+                    && is().is_ok_and(|stat| inodes.node(stat.ino) == node)
+                    && self.is_mirrored(&path, false)
+                {
+                    return Some(path);
+                }
+                let is_dir = match entry.file_type() {
+                    FileType::Directory => true,
+                    FileType::Unknown => is().is_ok_and(|stat| stat.is_dir()),
+                    _ => false,
+                };
+                if is_dir && self.is_mirrored(&path, true) {
+                    to_do.push(ToDo {
+                        above: dir.clone(),
+                        name: name.into(),
+                        path,
+                    });
+                }
+            }
+        }
+        None
     }
 }
 
@@ -55,50 +124,4 @@ fn leads_to(inodes: &Inodes, path: &RelPath, node: u64) -> bool {
         Ok(false)
     };
     open().unwrap_or(false)
-}
-
-/// What cannot be opened is passed over: the daemon is root, so it was removed just now.
-fn search_all(inodes: &Inodes, node: u64) -> Option<RelPath> {
-    let mut to_do = vec![ToDo {
-        above: inodes.root().clone(),
-        name: (*b".").into(),
-        path: RelPath::root(),
-    }];
-    let mut buffer = vec![MaybeUninit::uninit(); 32 * 1024];
-    while let Some(ToDo { above, name, path }) = to_do.pop() {
-        let Ok(dir) = sys::open_at(&above, &name, OFlags::RDONLY | OFlags::DIRECTORY, 0) else {
-            continue;
-        };
-        let dir = Arc::new(dir);
-        if !path.is_root() && inodes.stat_at(&above, &name).is_err() {
-            // Another file system.
-            continue;
-        }
-        let mut entries = RawDir::new(&dir, &mut buffer);
-        while let Some(Ok(entry)) = entries.next() {
-            let name = entry.file_name().to_bytes();
-            if matches!(name, b"." | b"..") || (path.is_root() && name == RESERVED) {
-                continue;
-            }
-            let is = || inodes.stat_at(&dir, name);
-            if inodes.node(entry.ino()) == node
-                && is().is_ok_and(|stat| inodes.node(stat.ino) == node)
-            {
-                return path.join(name).ok();
-            }
-            let is_dir = match entry.file_type() {
-                FileType::Directory => true,
-                FileType::Unknown => is().is_ok_and(|stat| stat.is_dir()),
-                _ => false,
-            };
-            if is_dir && let Ok(path) = path.join(name) {
-                to_do.push(ToDo {
-                    above: dir.clone(),
-                    name: name.into(),
-                    path,
-                });
-            }
-        }
-    }
-    None
 }

@@ -131,7 +131,12 @@ impl TestMount {
 
     /// An empty source, mounted beside it; whether the kernel may read and write its files itself.
     pub fn passing(passthrough: bool) -> TestMount {
-        TestMount::at(LocalOptions::default(), "mount", passthrough, |_| ())
+        TestMount::passing_with(LocalOptions::default(), passthrough)
+    }
+
+    /// The same with options.
+    pub fn passing_with(options: LocalOptions, passthrough: bool) -> TestMount {
+        TestMount::at(options, "mount", passthrough, |_| ())
     }
 
     /// The same, mounted over itself.

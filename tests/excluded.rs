@@ -1,0 +1,90 @@
+//! What is excluded never reaches a real mirror, and what crosses the border does or goes.
+#![allow(clippy::unwrap_used)]
+
+use super::support::daemon::Daemon;
+use super::support::sshd::Sshd;
+use super::support::tree;
+use proxyfs::change::RelPath;
+use proxyfs::exclude::Exclude;
+use std::fs;
+use std::os::unix::fs::symlink;
+
+const PATTERNS: &str = "*.tmp, /cache/, /a/private/";
+
+/// Fails unless the mirror has all of the source but what is excluded, and nothing else. The times of
+/// directories in which only excluded entries came and went may differ.
+#[track_caller]
+fn assert_mirrored(daemon: &Daemon, sshd: &Sshd) {
+    let exclude = Exclude::parse(PATTERNS).unwrap();
+    let sides = [daemon.source(), sshd.base()].map(|root| {
+        let mut all = tree::read(&root, false);
+        all.retain(|name, entry| {
+            let dir = entry.kind == "dir";
+            if dir {
+                (entry.mtime, entry.mode) = (0, 0);
+            }
+            root != daemon.source() || !exclude.excludes(&RelPath::new(name).unwrap(), dir)
+        });
+        all
+    });
+    assert_eq!(sides[0], sides[1]);
+}
+
+#[test]
+fn what_is_excluded_stays_here_and_what_crosses_the_border_arrives_or_goes() {
+    let sshd = Sshd::start();
+    let mut daemon = Daemon::with(&format!("exclude = {PATTERNS}"));
+    daemon.add_mirror("m", &sshd);
+    daemon.start();
+    let at = |name: &str| daemon.source().join(name);
+    let check = || {
+        daemon.wait();
+        assert_mirrored(&daemon, &sshd);
+    };
+    fs::create_dir_all(at("cache/d/e")).unwrap();
+    fs::create_dir_all(at("a/private")).unwrap();
+    fs::create_dir_all(at("b")).unwrap();
+    for (name, bytes) in [
+        ("cache/d/one", "1"),
+        ("cache/d/e/two", "22"),
+        ("cache/d/x.tmp", "x"),
+        ("a/private/key", "secret"),
+        ("a/open", "3"),
+        ("b/y.tmp", "y"),
+    ] {
+        fs::write(at(name), bytes).unwrap();
+    }
+    symlink("one", at("cache/d/link")).unwrap();
+    fs::hard_link(at("cache/d/one"), at("cache/d/e/uno")).unwrap();
+    check();
+    assert!(!sshd.base().join("cache").exists() && !sshd.base().join("a/private").exists());
+    // A careful program's way, over an older one.
+    fs::write(at("b/file"), "old").unwrap();
+    fs::write(at("b/new.tmp"), "new").unwrap();
+    fs::rename(at("b/new.tmp"), at("b/file")).unwrap();
+    check();
+    assert_eq!(fs::read(sshd.base().join("b/file")).unwrap(), b"new");
+    // Directories out and in; what is excluded in them does not keep them from going.
+    fs::rename(at("cache/d"), at("d")).unwrap();
+    check();
+    assert_eq!(fs::read(sshd.base().join("d/e/two")).unwrap(), b"22");
+    fs::rename(at("d"), at("b/d")).unwrap();
+    fs::rename(at("b"), at("c")).unwrap();
+    check();
+    fs::rename(at("c/d"), at("cache/d")).unwrap();
+    check();
+    fs::remove_dir_all(at("c")).unwrap();
+    check();
+    // The border moves with a directory.
+    fs::rename(at("a"), at("z")).unwrap();
+    check();
+    assert_eq!(
+        fs::read(sshd.base().join("z/private/key")).unwrap(),
+        b"secret"
+    );
+    fs::rename(at("z"), at("a")).unwrap();
+    check();
+    assert!(!sshd.base().join("a/private").exists());
+    daemon.stop();
+    assert_mirrored(&daemon, &sshd);
+}
