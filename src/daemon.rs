@@ -40,6 +40,9 @@ use workers::Workers;
 /// Within this the daemon ends after it was told to.
 pub const STOP_WITHIN: Duration = Duration::from_secs(10);
 
+/// How long of that who has files open may go on; the rest is for the workers.
+const SERVE_OPEN_FILES: Duration = Duration::from_secs(8);
+
 /// How often open files and the mount are looked at.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -148,7 +151,7 @@ fn run_with(config: Config, overrides: Overrides, log: &LogHandle) -> Result<(),
         .map_err(failed)?;
     let options = MountOptions {
         threads: config.threads,
-        unmount_timeout: STOP_WITHIN / 2,
+        unmount_timeout: SERVE_OPEN_FILES,
         ..MountOptions::default()
     };
     let mounted = match mount::mount(Arc::clone(&local), &config.mount_point, options) {

@@ -10,6 +10,7 @@ mod open_files;
 mod passthrough;
 mod records;
 mod replica;
+mod safe;
 mod same;
 mod users;
 

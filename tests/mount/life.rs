@@ -89,7 +89,38 @@ fn holds_a_mount_until_it_is_killed() {
     std::thread::sleep(PATIENCE);
 }
 
-struct Holder(Child, std::path::PathBuf);
+/// Another process, which has `source` in its directory mounted over itself until it is killed.
+pub struct Holder(Child, std::path::PathBuf);
+
+impl Holder {
+    /// `before`: what a shell does first (a limit).
+    pub fn start(dir: &Path, before: &str) -> Holder {
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig=KILL", "sh", "-c"])
+            .arg(format!("{before}\nexec \"$@\""))
+            .arg("sh")
+            .arg(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "mount::life::holds_a_mount_until_it_is_killed",
+                "--ignored",
+            ])
+            .env(HOLDER, dir)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let holder = Holder(child, dir.join("source"));
+        wait_until("the other process has mounted", || {
+            dir.join("ready").exists()
+        });
+        holder
+    }
+
+    /// Its number.
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
 
 impl Drop for Holder {
     fn drop(&mut self) {
@@ -107,24 +138,16 @@ fn a_mount_left_by_a_killed_daemon_is_cleared() {
     fs::create_dir(&source).unwrap();
     fs::write(source.join("a"), "x").unwrap();
     assert!(!clear_stale(&source).unwrap(), "nothing is mounted");
-    let child = Command::new("setpriv")
-        .arg("--pdeathsig=KILL")
-        .arg(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "mount::life::holds_a_mount_until_it_is_killed",
-            "--ignored",
-        ])
-        .env(HOLDER, dir.path())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut holder = Holder(child, source.clone());
-    wait_until("the other process has mounted", || {
-        dir.path().join("ready").exists()
-    });
+    let mut holder = Holder::start(dir.path(), "");
     assert!(!clear_stale(&source).unwrap(), "it is alive");
     assert_eq!(fs::read(source.join("a")).unwrap(), b"x");
+    // Processes that go on after the daemon was killed do not keep its mount.
+    let survivor = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(source.join("a"))
+        .unwrap();
+    let inside = File::open(&source).unwrap();
     holder.0.kill().unwrap();
     holder.0.wait().unwrap();
     wait_until("the mount is dead", || {
@@ -133,4 +156,13 @@ fn a_mount_left_by_a_killed_daemon_is_cleared() {
     assert!(clear_stale(&source).unwrap());
     assert_eq!(fs::read(source.join("a")).unwrap(), b"x");
     assert!(!clear_stale(&source).unwrap());
+    // The next one is mounted over all that, and what survived does it no harm.
+    fs::remove_file(dir.path().join("ready")).unwrap();
+    let next = Holder::start(dir.path(), "");
+    fs::write(source.join("b"), "y").unwrap();
+    assert!(rustix::fs::openat(&inside, "b", OFlags::RDONLY, Mode::empty()).is_err());
+    drop((survivor, inside));
+    assert_eq!(fs::read(source.join("b")).unwrap(), b"y");
+    drop(next);
+    assert!(!clear_stale(&source).unwrap(), "it took its mount away");
 }

@@ -51,12 +51,23 @@ fn what_is_ours_in_the_root_is_hidden_and_cannot_be_made() {
         fs::create_dir(source.join(".proxyfs")).unwrap();
         fs::create_dir(source.join("d")).unwrap();
         fs::create_dir(source.join("d/.proxyfs")).unwrap();
+        fs::write(source.join("a"), "a").unwrap();
     });
-    let listed: Vec<_> = fs::read_dir(m.path(""))
-        .unwrap()
-        .map(|e| e.unwrap().file_name())
-        .collect();
-    assert_eq!(listed, ["d"]);
+    for plus in [false, true] {
+        // The first listing asks for attributes too, a listing that goes on does not.
+        let dir = File::open(m.path("")).unwrap();
+        let names = rustix::fs::Dir::new(dir).unwrap().map(|e| {
+            let entry = e.unwrap();
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if plus {
+                let _ = fs::symlink_metadata(m.path(&name));
+            }
+            name
+        });
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        assert_eq!(names, [".", "..", "a", "d"]);
+    }
     assert_eq!(errno(fs::metadata(m.path(".proxyfs"))), libc::ENOENT);
     assert_eq!(errno(fs::create_dir(m.path(".proxyfs"))), libc::EPERM);
     assert_eq!(errno(File::create(m.path(".proxyfs"))), libc::EPERM);
@@ -65,6 +76,29 @@ fn what_is_ours_in_the_root_is_hidden_and_cannot_be_made() {
         libc::EPERM
     );
     assert_eq!(errno(fs::remove_dir(m.path(".proxyfs"))), libc::ENOENT);
+    assert_eq!(errno(fs::remove_file(m.path(".proxyfs"))), libc::ENOENT);
+    assert_eq!(errno(fs::metadata(m.path(".proxyfs/id"))), libc::ENOENT);
+    assert_eq!(errno(fs::metadata(m.path("d/../.proxyfs"))), libc::ENOENT);
+    assert_eq!(errno(symlink("d", m.path(".proxyfs"))), libc::EPERM);
+    assert_eq!(
+        errno(fs::hard_link(m.path("a"), m.path(".proxyfs"))),
+        libc::EPERM
+    );
+    let fifo = rustix::fs::FileType::Fifo;
+    let made = rustix::fs::mknodat(CWD, m.path(".proxyfs"), fifo, Mode::RUSR, 0);
+    assert_eq!(made, Err(Errno::PERM));
+    assert_eq!(
+        errno(fs::rename(m.path(".proxyfs"), m.path("x"))),
+        libc::ENOENT
+    );
+    for flags in [RenameFlags::EXCHANGE, RenameFlags::NOREPLACE] {
+        let (a, ours) = (m.path("a"), m.path(".proxyfs"));
+        let onto = rustix::fs::renameat_with(CWD, &a, CWD, &ours, flags);
+        assert!(matches!(onto, Err(Errno::PERM | Errno::NOENT)), "{onto:?}");
+        let from = rustix::fs::renameat_with(CWD, &ours, CWD, &a, flags);
+        assert!(matches!(from, Err(Errno::NOENT | Errno::EXIST)), "{from:?}");
+    }
+    assert!(m.source(".proxyfs").is_dir());
     assert!(
         m.path("d/.proxyfs").is_dir(),
         "below the root it is a name as any"
