@@ -217,7 +217,7 @@ impl Life {
     /// Waits for a notice to go on, or for `until`. Says whether to go on at all.
     fn wait(&mut self, until: Option<Instant>) -> bool {
         loop {
-            while let Some(notice) = self.inbox.next() {
+            while let Some(notice) = self.inbox.next_at_rest() {
                 match notice {
                     Notice::Stop => return false,
                     Notice::Pause => {
@@ -250,6 +250,7 @@ impl Life {
         let target = target(&self.config)?;
         let mut remote = session::connect(&target, &self.abort)?;
         let place = Place::new(self.config.path.as_bytes());
+        self.inbox.attend();
         let reader = self.journal.reader()?;
         let mut position = reader.mirror(&name)?;
         let adopted = position.adopted;

@@ -2,7 +2,8 @@
 //!
 //! The danger is a change that nobody is woken for, or a file system side that pays for every mirror
 //! with every write. So "there are changes" is one flag: only who raises it sends a notice, and the
-//! worker lowers it *before* it reads the journal. What is recorded after that raises it again.
+//! worker lowers it *before* it reads the journal. What is recorded after that raises it again. A worker that
+//! rests (paused, or between two attempts) leaves it raised: else each record would wake each such worker.
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -91,6 +92,17 @@ impl Inbox {
         notice
     }
 
+    /// The next notice for one who does not read the journal now: changes are not told again before
+    /// [`Inbox::attend`].
+    pub fn next_at_rest(&self) -> Option<Notice> {
+        self.notices.try_recv().ok()
+    }
+
+    /// From here on changes are told again. To be called before the journal is read.
+    pub fn attend(&self) {
+        self.changes.store(false, Ordering::Release);
+    }
+
     /// Waits until there may be a notice, `timeout` at most.
     pub fn wait(&self, timeout: Duration) {
         let limit = Timespec {
@@ -143,5 +155,19 @@ mod tests {
             }
         });
         assert!(start.elapsed() < Duration::from_secs(60));
+    }
+
+    #[test]
+    fn who_rests_is_told_of_changes_once_until_it_attends_again() {
+        let (notifier, inbox) = inbox().unwrap();
+        notifier.changes();
+        assert_eq!(inbox.next_at_rest(), Some(Notice::Changes));
+        notifier.changes();
+        notifier.tell(Notice::Resume);
+        assert_eq!(inbox.next_at_rest(), Some(Notice::Resume));
+        assert_eq!(inbox.next_at_rest(), None);
+        inbox.attend();
+        notifier.changes();
+        assert_eq!(inbox.next(), Some(Notice::Changes));
     }
 }
