@@ -36,7 +36,8 @@ fn what_is_excluded_stays_here_and_what_crosses_the_border_arrives_or_goes() {
     let mut daemon = Daemon::with(&format!("exclude = {PATTERNS}"));
     daemon.add_mirror("m", &sshd);
     daemon.start();
-    let at = |name: &str| daemon.source().join(name);
+    let source = daemon.source();
+    let at = |name: &str| source.join(name);
     let check = || {
         daemon.wait();
         assert_mirrored(&daemon, &sshd);
@@ -85,6 +86,22 @@ fn what_is_excluded_stays_here_and_what_crosses_the_border_arrives_or_goes() {
     fs::rename(at("z"), at("a")).unwrap();
     check();
     assert!(!sshd.base().join("a/private").exists());
+    // Other patterns count from the next start.
+    *daemon.ini_mut() = daemon
+        .ini_mut()
+        .replace("exclude = ", "exclude = *.later, ");
+    daemon.write_ini();
+    let told = "no mirror changed; exclude will change at the next start\n";
+    assert_eq!(daemon.ok(&["reload"]), told);
+    fs::write(at("now.later"), "now").unwrap();
+    daemon.wait();
     daemon.stop();
     assert_mirrored(&daemon, &sshd);
+    daemon.start();
+    fs::write(at("then.later"), "then").unwrap();
+    fs::write(at("last"), "last").unwrap();
+    daemon.wait();
+    assert!(sshd.base().join("last").exists() && sshd.base().join("now.later").exists());
+    assert!(!sshd.base().join("then.later").exists());
+    daemon.stop();
 }

@@ -148,20 +148,31 @@ fn a_mount_left_by_a_killed_daemon_is_cleared() {
         .open(source.join("a"))
         .unwrap();
     let inside = File::open(&source).unwrap();
+    let mut written = File::create(source.join("new")).unwrap();
+    written.write_all(b"1").unwrap();
     holder.0.kill().unwrap();
     holder.0.wait().unwrap();
     wait_until("the mount is dead", || {
         fs::metadata(source.join("a")).is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN))
     });
+    // The kernel may write a new file itself, also when nobody serves the mount any more.
+    let there: &[u8] = match written.write_all(b"2") {
+        Ok(()) => b"12",
+        Err(e) => {
+            assert_eq!(e.raw_os_error(), Some(libc::ENOTCONN));
+            b"1"
+        }
+    };
     assert!(clear_stale(&source).unwrap());
     assert_eq!(fs::read(source.join("a")).unwrap(), b"x");
+    assert_eq!(fs::read(source.join("new")).unwrap(), there);
     assert!(!clear_stale(&source).unwrap());
     // The next one is mounted over all that, and what survived does it no harm.
     fs::remove_file(dir.path().join("ready")).unwrap();
     let next = Holder::start(dir.path(), "");
     fs::write(source.join("b"), "y").unwrap();
     assert!(rustix::fs::openat(&inside, "b", OFlags::RDONLY, Mode::empty()).is_err());
-    drop((survivor, inside));
+    drop((survivor, inside, written));
     assert_eq!(fs::read(source.join("b")).unwrap(), b"y");
     drop(next);
     assert!(!clear_stale(&source).unwrap(), "it took its mount away");
