@@ -10,7 +10,7 @@
 use super::support::fake_server::{Cut, FakeServer};
 use super::support::random::{Random, seeds};
 use super::support::tree;
-use proxyfs::change::{Change, Extent, NodeId, Owner, RelPath, Times, Timestamp};
+use proxyfs::change::{ByteRanges, Change, Extent, NodeId, Owner, RelPath, Times, Timestamp};
 use proxyfs::journal::{Journal, Reader, Recorder};
 use proxyfs::mirror::errors::MirrorError;
 use proxyfs::mirror::inbox::{Notice, inbox};
@@ -21,15 +21,18 @@ use proxyfs::mirror::prepare::prepare;
 use proxyfs::mirror::source::Source;
 use proxyfs::sftp::Request;
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// How long files are: nothing, a little, more than one WRITE, more than two.
 const LENGTHS: [usize; 5] = [0, 5, 100, 33_000, 70_000];
+
+/// How long files are that are changed in part: so long that a part travels alone, mostly.
+const LONG: u64 = 250_000;
 
 /// Seeds that have found something: 169 a chmod through what a ghost should have replaced, 207 a link done
 /// twice, 838 a directory that had become a symlink.
@@ -51,6 +54,8 @@ struct History {
     rows: HashMap<u64, (NodeId, u8)>,
     /// Of each file the version that the mirror has been given last.
     published: HashMap<NodeId, u8>,
+    /// Files that were changed in part: they are of no single version.
+    patched: HashSet<NodeId>,
     clock: i64,
 }
 
@@ -72,13 +77,17 @@ impl History {
         let seq = self.journal.record(&change).unwrap();
         self.told.push(format!("{seq} {change}"));
         if let Change::Content { node, .. } = change {
-            let version = self.versions[&node];
+            let version = self.versions.get(&node).copied().unwrap_or(0);
             self.rows.insert(seq, (node, version));
         }
     }
 
     /// What stands ready for a row is about to become visible.
     fn is_published(&mut self, seq: u64, bytes: &[u8]) {
+        let patched = |row: &(NodeId, u8)| self.patched.contains(&row.0);
+        if self.rows.get(&seq).is_some_and(patched) {
+            return;
+        }
         // P4: it is whole. (Every version of a file is one byte repeated.)
         assert!(
             LENGTHS.contains(&bytes.len()) && bytes.iter().all(|b| *b == bytes[0]),
@@ -99,7 +108,7 @@ impl History {
     fn step(&mut self) {
         let (path, other) = (self.path(), self.path());
         let (real, real_other) = (self.real(&path), self.real(&other));
-        match self.random.below(14) {
+        match self.random.below(19) {
             0 | 1 => {
                 if fs::create_dir(&real).is_ok() {
                     let mode = 0o700 + self.random.below(64) as u32;
@@ -175,6 +184,18 @@ impl History {
                     });
                 }
             }
+            13..=17 => {
+                // One that is there, if one is found: most paths are not.
+                let is_file = |real: &PathBuf| real.symlink_metadata().is_ok_and(|m| m.is_file());
+                let found = (0..20).find_map(|_| {
+                    let path = self.path();
+                    let real = self.real(&path);
+                    is_file(&real).then_some((path, real))
+                });
+                if let Some((path, real)) = found {
+                    self.patch(path, &real);
+                }
+            }
             _ => {
                 let swapped = rustix::fs::renameat_with(
                     rustix::fs::CWD,
@@ -198,6 +219,55 @@ impl History {
         let version = self.versions.entry(node_id(real)).or_default();
         *version += 1;
         fs::write(real, vec![*version; length]).unwrap();
+        self.set_time(real);
+        true
+    }
+
+    /// Changes a part of a file, and records it as the file system side does.
+    fn patch(&mut self, path: RelPath, real: &Path) {
+        let file = fs::OpenOptions::new().write(true).open(real).unwrap();
+        let size = file.metadata().unwrap().len();
+        self.patched.insert(node_id(real));
+        let byte = self.random.next() as u8;
+        let mut ranges = ByteRanges::new();
+        let mut write = |at: u64, length: u64| {
+            file.write_all_at(&vec![byte; length as usize], at).unwrap();
+            ranges.insert(at, at + length);
+        };
+        let (at, length) = (self.random.below(size + 1), 1 + self.random.below(3000));
+        match self.random.below(6) {
+            // In the middle, over the end, behind it.
+            0 => write(at, length),
+            1 => {
+                write(at, 1);
+                write(self.random.below(size + 1), length);
+            }
+            2 => write(size, length + self.random.below(40_000)),
+            3 => write(size + self.random.below(1000), length),
+            // Cut; cut and grown again, at once or in two rows.
+            4 => file.set_len(at).unwrap(),
+            _ => {
+                file.set_len(at).unwrap();
+                if self.random.one_in(2) {
+                    self.set_time(real);
+                    self.ranges(path.clone(), ByteRanges::new());
+                    file.set_len(size).unwrap();
+                } else {
+                    file.set_len(size).unwrap();
+                    ranges.insert(at, size);
+                }
+            }
+        }
+        if size < LONG && self.random.one_in(3) {
+            let size = file.metadata().unwrap().len();
+            file.write_all_at(&vec![byte; LONG as usize], size).unwrap();
+            ranges.insert(size, size + LONG);
+        }
+        self.set_time(real);
+        self.ranges(path, ranges);
+    }
+
+    fn set_time(&mut self, real: &Path) {
         // No two versions have the same time, however coarse the clock.
         self.clock += 1;
         let time = rustix::fs::Timespec {
@@ -209,16 +279,23 @@ impl History {
             last_modification: time,
         };
         rustix::fs::utimensat(rustix::fs::CWD, real, &times, rustix::fs::AtFlags::empty()).unwrap();
-        true
     }
 
     fn content(&mut self, path: RelPath) {
+        self.extent(path, Extent::Whole);
+    }
+
+    fn ranges(&mut self, path: RelPath, ranges: ByteRanges) {
+        self.extent(path, Extent::Ranges(ranges));
+    }
+
+    fn extent(&mut self, path: RelPath, extent: Extent) {
         let real = self.real(&path);
         let meta = real.metadata().unwrap();
         self.record(Change::Content {
             path,
             node: node_id(&real),
-            extent: Extent::Whole,
+            extent,
             size: meta.len(),
             linked: meta.nlink() > 1,
         });
@@ -375,6 +452,7 @@ fn play(seed: u64) {
         versions: HashMap::new(),
         rows: HashMap::new(),
         published: HashMap::new(),
+        patched: HashSet::new(),
         clock: 0,
     });
     let mut traces = Vec::new();

@@ -37,13 +37,14 @@ use super::related::PathIndex;
 use super::settle::Settle;
 use super::source::Source;
 use super::upload::{Outcome, Start, Upload, attributes_now};
-use crate::change::{Change, Extent, RelPath, Seq};
+use crate::change::{ByteRanges, Change, Extent, NodeId, RelPath, Seq};
 use crate::journal::{Journal, Progress, Reader, Row};
 use crate::sftp::{Remote, Reply, Request, Status, Ticket, code};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 mod fates;
+mod in_place;
 mod publishing;
 mod staging;
 mod trouble;
@@ -124,7 +125,7 @@ enum Step {
     Waiting,
     /// Replies to the publishing requests and the looks behind them; how many are missing.
     Sent(Vec<Option<Reply>>, usize),
-    /// A file with several names is being written in place.
+    /// A file is being written where it stands.
     InPlace,
     /// It went wrong: to be dealt with when nothing is in flight.
     Trouble(Verdict),
@@ -152,6 +153,10 @@ struct Job {
     vacant: bool,
     /// No other row's send counts for it.
     alone: bool,
+    /// Its bytes are few: they are written where the file stands.
+    in_place: bool,
+    /// That did not do.
+    whole: bool,
 }
 
 impl Job {
@@ -171,11 +176,12 @@ impl Job {
     /// Whether something is made ready for it out of sight.
     fn is_staged(&self) -> bool {
         let stages = self.anew || plan::staging(&self.row.change) != Staging::None;
-        stages && !matches!(self.stage, Stage::Gone | Stage::Covered(_))
+        stages && !self.is_in_place() && !matches!(self.stage, Stage::Gone | Stage::Covered(_))
     }
 
     /// It has to bring its content itself.
     fn uncover(&mut self) {
+        self.in_place = false; // to be found anew
         self.stage = match plan::staging(&self.row.change) {
             Staging::None => Stage::Ready,
             Staging::File | Staging::Symlink => Stage::Waiting,
@@ -440,6 +446,8 @@ impl<'a, R: Remote> Pipeline<'a, R> {
                     fate: Fate::Lives,
                     vacant: false,
                     alone: false,
+                    in_place: false,
+                    whole: false,
                 });
             }
         }

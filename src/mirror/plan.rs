@@ -13,8 +13,9 @@ use super::source::sftp_time;
 use crate::change::{Change, Owner, RelPath, Seq, Times};
 use crate::sftp::{Attrs, Reply, Request, Status, code};
 
-/// Type bits of a mode, and those of a directory (stat(2)).
-const S_IFMT: u32 = 0o170_000;
+/// Type bits of a mode (stat(2)).
+pub const S_IFMT: u32 = 0o170_000;
+/// Those of a directory.
 const S_IFDIR: u32 = 0o040_000;
 
 /// Name of ProxyFS's own directory, in the root of the source and of each mirror.

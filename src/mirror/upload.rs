@@ -18,11 +18,14 @@
 //!
 //! Holes are not sent: data is looked for (SEEK_DATA), and the size is set at the end. But in a file that is
 //! updated in place old bytes lie where the hole is: there it is sent as the zeros that it reads as.
+//!
+//! Of a file that is updated in place only parts may be sent: what they are, and why that is right, is told in
+//! `pipeline/in_place.rs`.
 
-use super::plan::{Rules, attributes};
+use super::plan::{Rules, S_IFMT, attributes};
 use super::source::{Source, Writing, mtime_of};
-use crate::change::{NodeId, Owner, Times, Timestamp};
-use crate::sftp::{Attrs, Handle, OpenMode, Remote, Reply, Request, Status, Ticket};
+use crate::change::{ByteRanges, NodeId, Owner, Times, Timestamp};
+use crate::sftp::{Attrs, Handle, OpenMode, Remote, Reply, Request, Status, Ticket, code};
 use rustix::fs::{SeekFrom, Stat, fstat, seek};
 use rustix::io::Errno;
 use std::fs::File;
@@ -32,6 +35,9 @@ use std::os::unix::fs::FileExt;
 /// Length of a WRITE's data in bytes. 32 KiB is what every server takes (draft 02, section 3), and no
 /// slower than more (measured).
 pub const CHUNK: usize = 32 * 1024;
+
+/// Type bits of a regular file's mode (stat(2)).
+const S_IFREG: u32 = 0o100_000;
 
 /// What a file was like when it was opened here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,9 +53,33 @@ enum Body {
     Open(File),
 }
 
+/// What of a file changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parts {
+    /// The bytes that changed.
+    pub ranges: ByteRanges,
+    /// The shortest that the file was since, in bytes: behind that old bytes may have become zeros.
+    pub shortest: u64,
+    /// How long it was when it was logged last.
+    pub logged: u64,
+    /// Whether it has to be written in place, however much that is: it has, or had, several names.
+    pub linked: bool,
+}
+
+/// What is to be sent, and where to.
+pub struct Wanted {
+    /// The path there.
+    pub dest: Vec<u8>,
+    /// Whether `dest` keeps what it holds until it is overwritten.
+    pub in_place: bool,
+    /// Only these; none: all of the file.
+    pub parts: Option<Parts>,
+}
+
 /// Where an upload is.
 enum Phase {
-    Opening,
+    /// What was learned so far: the handle, and what stands there.
+    Opening(Option<Handle>, Option<Attrs>),
     Writing(Handle),
     /// The attributes and the CLOSE are under way.
     Closing,
@@ -79,6 +109,14 @@ pub struct Upload {
     inode: u64,
     attrs: Vec<Attrs>,
     phase: Phase,
+    /// What is known of the parts before it is seen how long the file is there.
+    parts: Option<Parts>,
+    /// What is to be sent: sorted, disjoint, in bytes.
+    ranges: Vec<(u64, u64)>,
+    /// From here on nothing is there, and holes need not be sent.
+    new_from: u64,
+    /// Bytes that the file takes here.
+    allocated: u64,
     /// Offset of the next byte to look at.
     next: u64,
     /// Bytes sent so far.
@@ -87,14 +125,13 @@ pub struct Upload {
     waiting: usize,
     /// Whether WRITEs have to be acknowledged before the attributes are sent.
     settle_first: bool,
-    in_place: bool,
     failure: Option<Status>,
 }
 
 /// Whether an upload has begun.
 pub enum Start {
-    /// It has; the OPEN's ticket.
-    Begun(Box<Upload>, Ticket),
+    /// It has; the tickets of its requests.
+    Begun(Box<Upload>, Vec<Ticket>),
     /// The file is gone for good: no name of it is left.
     Gone,
     /// It is being written anew: what is there is no version of it.
@@ -102,19 +139,22 @@ pub enum Start {
 }
 
 impl Upload {
-    /// Opens the file here and asks the mirror to open `dest`. `in_place` keeps what `dest` holds until it is
-    /// overwritten.
+    /// Opens the file here and asks the mirror to open its destination.
     ///
     /// # Errors
     /// The file can't be read here.
     pub fn start<R: Remote>(
         source: &Source,
         node: &NodeId,
-        dest: Vec<u8>,
-        in_place: bool,
+        wanted: Wanted,
         rules: Rules,
         remote: &mut R,
     ) -> io::Result<Start> {
+        let Wanted {
+            dest,
+            in_place,
+            parts,
+        } = wanted;
         let Some((file, stat)) = open(source, node)? else {
             return Ok(Start::Gone);
         };
@@ -123,7 +163,10 @@ impl Upload {
             mtime: mtime_of(&stat),
         };
         let mut attrs = attributes_in(&stat, rules);
-        let bytes = small_file(&file, stamp)?;
+        let bytes = match parts {
+            None => small_file(&file, stamp)?,
+            Some(_) => None,
+        };
         // First whether it is written, then whether it has changed: what was whole in between, and is the same
         // now, is a version.
         let writing = source.writing(stat.st_ino);
@@ -151,25 +194,33 @@ impl Upload {
             ..Attrs::default()
         };
         let attrs_at_open = if in_place { Attrs::default() } else { private };
-        let ticket = remote.send(Request::Open {
+        let mut tickets = Vec::new();
+        if parts.is_some() {
+            let path = dest.clone();
+            tickets.push(remote.send(Request::Lstat { path }));
+        }
+        tickets.push(remote.send(Request::Open {
             path: dest,
             mode,
             attrs: attrs_at_open,
-        });
+        }));
         let upload = Upload {
             body,
             stamp,
             inode: stat.st_ino,
             attrs,
-            phase: Phase::Opening,
+            phase: Phase::Opening(None, None),
+            parts,
+            ranges: vec![(0, stamp.size)],
+            new_from: if in_place { u64::MAX } else { 0 },
+            allocated: allocated(&stat),
             next: 0,
             sent: 0,
-            waiting: 1,
+            waiting: tickets.len(),
             settle_first: !remote.features().openssh,
-            in_place,
             failure: None,
         };
-        Ok(Start::Begun(Box::new(upload), ticket))
+        Ok(Start::Begun(Box::new(upload), tickets))
     }
 
     /// Whether the upload keeps a local file open.
@@ -190,18 +241,27 @@ impl Upload {
         matches!(self.phase, Phase::Closing | Phase::Finished)
     }
 
-    /// Length of the file, and how much of it has been sent, in bytes.
+    /// Whether all of it is on the way, and nothing has failed.
+    pub fn is_sent(&self) -> bool {
+        self.is_closing() && self.failure.is_none()
+    }
+
+    /// How much is to be sent at most, and how much of it has been, in bytes.
     pub fn progress(&self) -> (u64, u64) {
-        (self.stamp.size, self.sent)
+        let all = self.ranges.iter().map(|(start, end)| end - start).sum();
+        (all, self.sent)
+    }
+
+    /// Behind the last byte that is to be sent.
+    fn end(&self) -> u64 {
+        self.ranges.last().map_or(0, |range| range.1)
     }
 
     /// Whether it could send something now.
     pub fn wants_to_send(&self) -> bool {
         match self.phase {
-            Phase::Writing(_) => {
-                !self.settle_first || self.next < self.stamp.size || self.waiting == 0
-            }
-            Phase::Opening | Phase::Closing | Phase::Finished => false,
+            Phase::Writing(_) => !self.settle_first || self.next < self.end() || self.waiting == 0,
+            Phase::Opening(..) | Phase::Closing | Phase::Finished => false,
         }
     }
 
@@ -258,19 +318,31 @@ impl Upload {
     /// The file can't be looked at here.
     pub fn take(&mut self, reply: Reply, source: &Source) -> io::Result<Option<Outcome>> {
         self.waiting -= 1;
-        match (reply, &self.phase) {
-            (Reply::Handle(handle), Phase::Opening) => self.phase = Phase::Writing(handle),
-            (Reply::Status(status), phase) => {
-                if matches!(phase, Phase::Opening) {
-                    self.phase = Phase::Closing; // nothing is open: nothing to close
-                }
+        match (reply, &mut self.phase) {
+            (Reply::Handle(handle), Phase::Opening(opened, _)) => *opened = Some(handle),
+            (Reply::Attrs(attrs), Phase::Opening(_, seen)) => *seen = Some(attrs),
+            (Reply::Status(status), _) => {
                 self.failure.get_or_insert(status);
-                self.next = self.stamp.size;
+                self.next = u64::MAX;
             }
             (
                 Reply::Ok | Reply::Handle(_) | Reply::Data(_) | Reply::Names(_) | Reply::Attrs(_),
                 _,
             ) => {}
+        }
+        if let Phase::Opening(handle, seen) = &mut self.phase
+            && self.waiting == 0
+        {
+            let (handle, seen) = (handle.take(), seen.take());
+            self.phase = match handle {
+                Some(handle) => Phase::Writing(handle),
+                None => Phase::Closing, // nothing is open: nothing to close
+            };
+            if let Some(parts) = self.parts.take()
+                && self.failure.is_none()
+            {
+                self.failure = self.fit(parts, seen).err();
+            }
         }
         if !matches!(self.phase, Phase::Closing) || self.waiting > 0 {
             return Ok(None);
@@ -294,45 +366,97 @@ impl Upload {
         }))
     }
 
-    /// The next bytes that are no hole; none at the end.
-    fn next_chunk(&mut self) -> io::Result<Option<(u64, Vec<u8>)>> {
-        if self.next >= self.stamp.size {
-            return Ok(None);
+    /// Finds what has to be sent to a file that was seen there.
+    fn fit(&mut self, parts: Parts, seen: Option<Attrs>) -> Result<(), Status> {
+        let surprise = |code| Status {
+            code,
+            message: "it is not there as the log says".to_string(),
+        };
+        let regular = seen.filter(|attrs| attrs.mode.is_some_and(|m| m & S_IFMT == S_IFREG));
+        let Some(there) = regular.and_then(|attrs| attrs.size) else {
+            return Err(surprise(code::NO_SUCH_FILE));
+        };
+        // What is not in the log yet stays for its row; but what is there already is not cut for that.
+        let size = self.stamp.size.min(there.max(parts.logged));
+        let linked = parts.linked;
+        let mut ranges = parts.ranges;
+        ranges.truncate(size);
+        ranges.insert(parts.shortest.min(there), size);
+        let most = self.stamp.size.min(self.allocated) / 2;
+        if !linked && !self.is_at_most(most, &ranges, there) {
+            return Err(surprise(code::FAILURE));
         }
-        match &mut self.body {
-            Body::Read(bytes) => {
-                self.next = self.stamp.size;
-                Ok(Some((0, std::mem::take(bytes))))
-            }
-            Body::Open(file) => {
-                let data = match self.in_place {
-                    true => Ok(self.next),
-                    false => seek(&*file, SeekFrom::Data(self.next)),
+        self.ranges = ranges.iter().collect();
+        self.new_from = there;
+        if let Some(last) = self.attrs.last_mut() {
+            last.size = Some(size);
+        }
+        Ok(())
+    }
+
+    /// Whether ranges come to no more than `most` bytes, without the holes from `new_from` on.
+    fn is_at_most(&self, most: u64, ranges: &ByteRanges, new_from: u64) -> bool {
+        let Body::Open(file) = &self.body else {
+            return false;
+        };
+        let (mut bytes, mut new) = (0, Vec::new());
+        for (start, end) in ranges.iter() {
+            bytes += end.min(new_from).saturating_sub(start);
+            new.push((start.max(new_from), end));
+        }
+        for (mut at, end) in new {
+            while at < end && bytes <= most {
+                let data = match seek(file, SeekFrom::Data(at)) {
+                    Ok(data) => data.min(end),
+                    Err(Errno::NXIO) => end,
+                    Err(_) => at, // holes are not told here
                 };
-                let offset = match data {
-                    Ok(offset) => offset,
-                    Err(Errno::NXIO) => self.stamp.size, // only a hole is left, or it was cut
-                    Err(Errno::INVAL | Errno::OPNOTSUPP) => self.next, // holes are not told here
+                let hole = seek(file, SeekFrom::Hole(data)).map_or(end, |hole| hole.min(end));
+                bytes += hole.max(data) - data;
+                at = hole.max(data).max(at + 1);
+            }
+        }
+        bytes <= most
+    }
+
+    /// The next bytes that have to be sent; none at the end.
+    fn next_chunk(&mut self) -> io::Result<Option<(u64, Vec<u8>)>> {
+        let file = match &mut self.body {
+            Body::Read(bytes) if self.next == 0 && !bytes.is_empty() => {
+                self.next = u64::MAX;
+                return Ok(Some((0, std::mem::take(bytes))));
+            }
+            Body::Read(_) => return Ok(None),
+            Body::Open(file) => file,
+        };
+        let next = self.next;
+        for (start, end) in self.ranges.iter().copied().skip_while(|r| r.1 <= next) {
+            let mut offset = start.max(next);
+            if offset >= self.new_from {
+                let data = match seek(&*file, SeekFrom::Data(offset)) {
+                    Ok(data) => data,
+                    Err(Errno::NXIO) => end, // only a hole is left, or it was cut
+                    Err(Errno::INVAL | Errno::OPNOTSUPP) => offset, // holes are not told here
                     Err(why) => return Err(why.into()),
                 };
                 // Chunks stay aligned, so that a hole's end does not make every WRITE a crooked one.
-                let offset = (offset - offset % CHUNK as u64).max(self.next);
-                if offset >= self.stamp.size {
-                    self.next = self.stamp.size;
-                    return Ok(None);
-                }
-                let wanted = (self.stamp.size - offset).min(CHUNK as u64) as usize;
-                let mut data = vec![0; wanted];
-                let got = read_full(file, &mut data, offset)?;
-                data.truncate(got);
-                self.next = offset + wanted as u64;
-                if got == 0 {
-                    self.next = self.stamp.size; // it was cut meanwhile: Changed, in the end
-                    return Ok(None);
-                }
-                Ok(Some((offset, data)))
+                offset = (data - data % CHUNK as u64).max(offset);
             }
+            if offset >= end {
+                continue;
+            }
+            let wanted = (end - offset).min(CHUNK as u64) as usize;
+            let mut data = vec![0; wanted];
+            let got = read_full(file, &mut data, offset)?;
+            data.truncate(got);
+            self.next = offset + wanted as u64;
+            if got == 0 {
+                break; // it was cut meanwhile: its next content says so
+            }
+            return Ok(Some((offset, data)));
         }
+        self.next = u64::MAX;
+        Ok(None)
     }
 }
 
@@ -344,6 +468,20 @@ fn open(source: &Source, node: &NodeId) -> io::Result<Option<(File, Stat)>> {
     };
     let stat = fstat(&file)?;
     Ok((stat.st_nlink > 0).then_some((file, stat)))
+}
+
+/// How long a file is, and how much it takes on the disk, in bytes; none for one that is gone.
+///
+/// # Errors
+/// The file can't be looked at here.
+pub fn extent_now(source: &Source, node: &NodeId) -> io::Result<Option<(u64, u64)>> {
+    let found = open(source, node)?;
+    Ok(found.map(|(_, stat)| (stat.st_size as u64, allocated(&stat))))
+}
+
+/// What a file takes on the disk.
+fn allocated(stat: &Stat) -> u64 {
+    stat.st_blocks as u64 * 512
 }
 
 /// The attributes that a file has now, as they are to be set; none for one that is gone.

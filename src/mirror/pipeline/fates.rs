@@ -28,34 +28,72 @@
 
 use super::*;
 
-/// Which rows of the window name a path.
+/// Which rows of the window name a path, and which are about a file's content.
 #[derive(Default)]
-pub(super) struct ByPath(HashMap<RelPath, VecDeque<Seq>>);
+pub(super) struct ByPath {
+    paths: HashMap<RelPath, VecDeque<Seq>>,
+    nodes: HashMap<NodeId, VecDeque<Seq>>,
+}
+
+/// Puts a row in; they come in order, but for those that come back.
+fn put<K: Eq + std::hash::Hash>(rows: &mut HashMap<K, VecDeque<Seq>>, key: K, seq: Seq) {
+    let rows = rows.entry(key).or_default();
+    rows.insert(rows.partition_point(|s| *s < seq), seq);
+}
+
+fn take<K: Eq + std::hash::Hash>(rows: &mut HashMap<K, VecDeque<Seq>>, key: &K, seq: Seq) {
+    if let Some(left) = rows.get_mut(key) {
+        left.retain(|s| *s != seq);
+        if left.is_empty() {
+            rows.remove(key);
+        }
+    }
+}
+
+fn node_of(change: &Change) -> Option<&NodeId> {
+    match change {
+        Change::Content { node, .. } => Some(node),
+        Change::Mkdir { .. }
+        | Change::Rmdir { .. }
+        | Change::Unlink { .. }
+        | Change::Symlink { .. }
+        | Change::Link { .. }
+        | Change::Rename { .. }
+        | Change::Exchange { .. }
+        | Change::Attr { .. } => None,
+    }
+}
 
 impl ByPath {
     /// A row has come into the window.
     pub(super) fn came(&mut self, row: &Row) {
         for path in row.change.paths() {
-            let rows = self.0.entry(path.clone()).or_default();
-            rows.insert(rows.partition_point(|seq| *seq < row.seq), row.seq);
+            put(&mut self.paths, path.clone(), row.seq);
+        }
+        if let Some(node) = node_of(&row.change) {
+            put(&mut self.nodes, node.clone(), row.seq);
         }
     }
 
     /// A row has left the window.
     pub(super) fn left(&mut self, row: &Row) {
         for path in row.change.paths() {
-            if let Some(rows) = self.0.get_mut(path) {
-                rows.retain(|seq| *seq != row.seq);
-                if rows.is_empty() {
-                    self.0.remove(path);
-                }
-            }
+            take(&mut self.paths, path, row.seq);
         }
+        if let Some(node) = node_of(&row.change) {
+            take(&mut self.nodes, node, row.seq);
+        }
+    }
+
+    /// The rows about a file's content from `seq` on.
+    pub(super) fn rows_of(&self, node: &NodeId, seq: Seq) -> impl Iterator<Item = Seq> + '_ {
+        let rows = self.nodes.get(node).into_iter().flatten();
+        rows.copied().filter(move |row| *row >= seq)
     }
 
     fn next(&self, path: &[u8], after: Seq) -> Option<Seq> {
         let key = RelPath::new(path).ok()?;
-        let rows = self.0.get(&key)?;
+        let rows = self.paths.get(&key)?;
         rows.get(rows.partition_point(|seq| *seq <= after)).copied()
     }
 
@@ -68,7 +106,7 @@ impl ByPath {
 
     /// The row before that named `path`, if none since names a directory above.
     pub(super) fn previous_alone(&self, path: &RelPath, before: Seq) -> Option<Seq> {
-        let rows = self.0.get(path)?;
+        let rows = self.paths.get(path)?;
         let last = rows.partition_point(|seq| *seq < before).checked_sub(1)?;
         let previous = *rows.get(last)?;
         let moved = |above| self.next(above, previous).is_some_and(|seq| seq < before);

@@ -20,6 +20,13 @@ impl<R: Remote> Pipeline<'_, R> {
                     return Err(MirrorError::refused(seq, job.change(), status.clone()));
                 }
                 Stage::Refused(_) => break,
+                Stage::Uploading(_) if matches!(job.step, Step::InPlace) => {
+                    if !self.publish_in_place(index)? {
+                        break;
+                    }
+                    self.publish_next = seq + 1;
+                    continue;
+                }
                 Stage::Waiting | Stage::Uploading(_) | Stage::Symlink(..) => break,
             }
             if job.lost
@@ -50,12 +57,10 @@ impl<R: Remote> Pipeline<'_, R> {
                     self.publish_next = seq + 1;
                 }
                 Publish::InPlace => {
-                    if self.publishing > 0 {
-                        break; // nothing earlier may still be under way
-                    }
-                    self.start_in_place(seq)?;
-                    if !matches!(self.window[index].stage, Stage::Gone) {
-                        break; // nothing later starts before it is through
+                    if self.publish_in_place(index)? {
+                        self.publish_next = seq + 1;
+                    } else if !matches!(self.window[index].stage, Stage::Gone) {
+                        break;
                     }
                 }
                 Publish::Exchange => {
@@ -116,6 +121,9 @@ impl<R: Remote> Pipeline<'_, R> {
         if matches!(job.stage, Stage::Gone) {
             // Nothing to be done, but what stands there has to be known.
             return Ok(Publish::Requests(plan::looks(job.change(), place)));
+        }
+        if job.is_in_place() {
+            return Ok(Publish::InPlace);
         }
         if job.anew {
             let (from, to) = (place.stage(seq), place.path(job.row.change.path()));
@@ -219,43 +227,11 @@ impl<R: Remote> Pipeline<'_, R> {
         }
     }
 
-    /// Starts to write into a file with several names; finds that it is gone, perhaps.
-    pub(super) fn start_in_place(&mut self, seq: Seq) -> Result<(), MirrorError> {
-        let Some(index) = self.index(seq) else {
-            return Ok(());
-        };
-        if !matches!(self.window[index].step, Step::Waiting) {
-            return Ok(());
-        }
-        let dest = self.setup.place.path(self.window[index].row.change.path());
-        self.upload(seq, dest, true)?;
-        if matches!(self.window[index].stage, Stage::Uploading(_)) {
-            self.note_in_flight(index);
-            self.publishing += 1;
-            self.window[index].step = Step::InPlace;
-        }
-        Ok(())
-    }
-
     /// Marks a row as done that was not sent.
     pub(super) fn finish(&mut self, seq: Seq) {
         let Some(index) = self.index(seq) else { return };
         self.note_in_flight(index);
         self.window[index].step = Step::Done;
-    }
-
-    pub(super) fn in_place_ended(&mut self, seq: Seq, outcome: Outcome) {
-        self.publishing -= 1;
-        let Some(job) = self.job(seq) else { return };
-        job.stage = Stage::Ready;
-        match outcome {
-            // Half old, half new can't be helped in place; the next content is coming.
-            Outcome::Complete | Outcome::Changed | Outcome::Rewritten | Outcome::Half => {
-                job.step = Step::Done;
-                self.publish_next = seq + 1;
-            }
-            Outcome::Refused(status) => self.in_trouble(seq, Verdict::Failed(status)),
-        }
     }
 
     pub(super) fn take_published(&mut self, seq: Seq, i: usize, reply: Reply) {

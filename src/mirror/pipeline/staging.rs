@@ -1,6 +1,7 @@
 //! Staging: files and symlinks made ready out of sight, as far ahead as the window reaches.
 
 use super::*;
+use crate::mirror::upload::{Parts, Wanted};
 
 /// What uploads need as long as they are under way.
 #[derive(Default)]
@@ -91,6 +92,11 @@ impl<R: Remote> Pipeline<'_, R> {
             self.window[index].stage = Stage::Covered(by);
             return Ok(());
         }
+        if self.parts(index)?.is_some() {
+            let job = &mut self.window[index];
+            (job.in_place, job.stage) = (true, Stage::Ready);
+            return Ok(());
+        }
         let job = &mut self.window[index];
         // A second try must not find the first one's file: it may be one that must not be written.
         if job.restaged > 0 {
@@ -99,7 +105,7 @@ impl<R: Remote> Pipeline<'_, R> {
             });
         }
         match &job.row.change {
-            Change::Content { .. } => self.upload(seq, place, false),
+            Change::Content { .. } => self.upload(seq, place, false, None),
             Change::Symlink {
                 target,
                 owner,
@@ -129,6 +135,7 @@ impl<R: Remote> Pipeline<'_, R> {
         seq: Seq,
         dest: Vec<u8>,
         in_place: bool,
+        parts: Option<Parts>,
     ) -> Result<(), MirrorError> {
         let Some(job) = self.index(seq).map(|index| &mut self.window[index]) else {
             return Ok(());
@@ -138,14 +145,24 @@ impl<R: Remote> Pipeline<'_, R> {
         };
         let (source, rules) = (self.setup.source, self.setup.rules);
         // First how far the log is, then the file: see [`Covers`].
-        let upto = self.setup.journal.head();
-        match Upload::start(source, node, dest, in_place, rules, &mut self.remote) {
-            Ok(Start::Begun(upload, ticket)) => {
+        let upto = match parts {
+            None => self.setup.journal.head(),
+            Some(_) => self.loaded,
+        };
+        let wanted = Wanted {
+            dest,
+            in_place,
+            parts,
+        };
+        match Upload::start(source, node, wanted, rules, &mut self.remote) {
+            Ok(Start::Begun(upload, tickets)) => {
                 job.stage = Stage::Uploading(upload);
                 if let Some(content) = job.content() {
                     self.covers.claim(content, upto);
                 }
-                self.tickets.insert(ticket, Purpose::Stage(seq));
+                for ticket in tickets {
+                    self.tickets.insert(ticket, Purpose::Stage(seq));
+                }
                 self.uploading.insert(seq);
                 Ok(())
             }

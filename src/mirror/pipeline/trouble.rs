@@ -34,7 +34,7 @@ impl<R: Remote> Pipeline<'_, R> {
             return Ok(());
         };
         let change = job.change().clone();
-        let in_place = matches!(change, Change::Content { linked: true, .. }) && !job.anew;
+        let in_place = job.is_in_place();
         let refused = |status| MirrorError::refused(seq, &change, status);
         match std::mem::replace(&mut job.step, Step::Waiting) {
             Step::Waiting => match self.exchange(seq, &change) {
@@ -209,13 +209,22 @@ impl<R: Remote> Pipeline<'_, R> {
         Ok(opened)
     }
 
-    /// A file with several names could not be written where it stands.
+    /// A file could not be written where it stands.
     fn in_place_refused(
         &mut self,
         seq: Seq,
         change: &Change,
         status: Status,
     ) -> Result<(), MirrorError> {
+        if !matches!(change, Change::Content { linked: true, .. }) {
+            log::debug!(
+                "mirror {}: {seq} {change} is not written in place ({status})",
+                self.setup.name
+            );
+            self.rewind(seq);
+            self.goes_whole(seq);
+            return Ok(());
+        }
         if status.code == code::NO_SUCH_FILE {
             // It never came; or a later row removed the name, and will again.
             self.rewind(seq);

@@ -1,0 +1,175 @@
+//! Only what changed travels: counted in bytes on a real line to a real server.
+#![allow(clippy::unwrap_used)]
+
+use super::support::daemon::Daemon;
+use super::support::relay::Relay;
+use super::support::sshd::Sshd;
+use super::support::tree::assert_same;
+use rustix::fs::FallocateFlags;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Length of the file at first.
+const SIZE: usize = 4 << 20;
+
+struct World {
+    daemon: Daemon,
+    relay: Relay,
+    sshd: Sshd,
+}
+
+impl World {
+    /// A file is on the mirror, and the line is quiet.
+    fn new() -> World {
+        let sshd = Sshd::start();
+        let relay = Relay::start(sshd.port(), Duration::ZERO);
+        let mut daemon = Daemon::with("flush_after = 200ms");
+        daemon.add_mirror_at("m", &sshd, relay.port(), "");
+        daemon.start();
+        let world = World {
+            daemon,
+            relay,
+            sshd,
+        };
+        let bytes: Vec<u8> = (0..SIZE as u32).map(|n| (n % 251) as u8).collect();
+        fs::write(world.here(), bytes).unwrap();
+        world.daemon.wait();
+        world
+    }
+
+    fn here(&self) -> PathBuf {
+        self.daemon.source().join("big")
+    }
+
+    fn there(&self) -> PathBuf {
+        self.sshd.base().join("big")
+    }
+
+    fn open(&self) -> File {
+        OpenOptions::new().write(true).open(self.here()).unwrap()
+    }
+
+    /// How many bytes it takes until what is done is on the mirror, and the mirror is like the source.
+    fn bytes(&self, what: impl FnOnce()) -> u64 {
+        let before = self.relay.bytes_up();
+        what();
+        self.daemon.wait();
+        assert_same(&self.daemon.source(), &self.sshd.base());
+        self.relay.bytes_up() - before
+    }
+}
+
+#[test]
+fn of_a_big_file_only_the_bytes_that_changed_travel() {
+    let world = World::new();
+    let inode = world.there().metadata().unwrap().ino();
+    let some = [7; 4096];
+    // In the middle; at two places; behind the end; and a part of it made longer by nothing.
+    let middle = world.bytes(|| world.open().write_all_at(&some, 1_000_000).unwrap());
+    let two = world.bytes(|| {
+        let file = world.open();
+        file.write_all_at(&some, 5).unwrap();
+        file.write_all_at(&some, 3_000_000).unwrap();
+    });
+    let append = world.bytes(|| {
+        let mut file = OpenOptions::new().append(true).open(world.here()).unwrap();
+        file.write_all(&some).unwrap();
+    });
+    let longer = world.bytes(|| world.open().set_len(3 * SIZE as u64).unwrap());
+    let cut = world.bytes(|| world.open().set_len(SIZE as u64 - 5000).unwrap());
+    // A file that stays open is logged all the same, and its appends are appends.
+    let mut log = OpenOptions::new().append(true).open(world.here()).unwrap();
+    let open = world.bytes(|| {
+        log.write_all(&some).unwrap();
+        let there = || world.there().metadata().unwrap().len();
+        let wanted = world.here().metadata().unwrap().len();
+        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        while there() != wanted {
+            assert!(std::time::Instant::now() < deadline, "it does not come");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    });
+    drop(log);
+    let punched = world.bytes(|| {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(world.open(), flags, 70_000, 8192).unwrap();
+    });
+    let sent = [middle, two, append, longer, cut, open, punched];
+    assert!(sent.iter().all(|bytes| *bytes <= 16 * 1024), "{sent:?}");
+    assert_eq!(
+        world.there().metadata().unwrap().ino(),
+        inode,
+        "it was replaced"
+    );
+}
+
+#[test]
+fn a_file_with_several_names_gets_what_changed_under_all_of_them() {
+    let world = World::new();
+    fs::hard_link(world.here(), world.daemon.source().join("other")).unwrap();
+    let sent = world.bytes(|| world.open().write_all_at(b"new", 1_000_000).unwrap());
+    assert!(sent <= 16 * 1024, "{sent}");
+    let other = world.sshd.base().join("other").metadata().unwrap();
+    assert_eq!(other.ino(), world.there().metadata().unwrap().ino());
+}
+
+#[test]
+fn a_file_that_is_not_there_as_the_log_says_travels_whole() {
+    let world = World::new();
+    let change = || world.open().write_all_at(b"new", 1_000_000).unwrap();
+    // Gone; emptied; something else.
+    fs::remove_file(world.there()).unwrap();
+    assert!(world.bytes(change) > SIZE as u64);
+    fs::write(world.there(), "").unwrap();
+    assert!(world.bytes(change) > SIZE as u64);
+    fs::remove_file(world.there()).unwrap();
+    let elsewhere = world.sshd.file("elsewhere");
+    fs::write(&elsewhere, vec![1; SIZE]).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, world.there()).unwrap();
+    assert!(world.bytes(change) > SIZE as u64);
+    assert!(fs::read(&elsewhere).unwrap().iter().all(|b| *b == 1));
+    // Of one that somebody cut a little the end is sent.
+    let file = OpenOptions::new().write(true).open(world.there()).unwrap();
+    file.set_len(SIZE as u64 - 100_000).unwrap();
+    let sent = world.bytes(change);
+    assert!((100_000..150_000).contains(&sent), "{sent}");
+}
+
+#[test]
+fn when_most_of_a_file_changed_it_is_sent_and_seen_whole() {
+    let world = World::new();
+    let inode = world.there().metadata().unwrap().ino();
+    let sent = world.bytes(|| {
+        let bytes = vec![9; SIZE / 2 + 1];
+        world.open().write_all_at(&bytes, 0).unwrap();
+    });
+    assert!(sent > SIZE as u64);
+    assert_ne!(world.there().metadata().unwrap().ino(), inode);
+}
+
+/// Cut anywhere in the middle of such updates, in a daemon that is stopped and started too.
+#[test]
+fn what_changed_while_a_line_breaks_again_and_again_is_there_in_the_end() {
+    let mut world = World::new();
+    for round in 0..6u64 {
+        for part in 0..20 {
+            let bytes = vec![(round * 20 + part) as u8; 60_000];
+            world
+                .open()
+                .write_all_at(&bytes, part * 200_000 + round * 777)
+                .unwrap();
+            if part % 7 == round {
+                world.relay.cut();
+            }
+        }
+        if round == 3 {
+            world.daemon.kill();
+            world.daemon.start();
+        }
+    }
+    world.daemon.wait();
+    assert_same(&world.daemon.source(), &world.sshd.base());
+}
