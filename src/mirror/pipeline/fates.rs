@@ -21,6 +21,9 @@
 //!   takes the rename for a real one. It finds its old name gone, and so takes it for done; or it moves an
 //!   older version over the name whose next one is to come. (Nothing that comes later on its paths was sent
 //!   before it was noted: a dead rename counts as one that is under way until then, J4.)
+//! * *What is left as it was is another thing*, a symlink perhaps, and the next session, which knows nothing of
+//!   this, sets the dead file's mode on it. So a life is followed over one rename only, and behind that
+//!   nothing may come on the new name but its end.
 //! * *A directory above is moved, or a link is made, or two names are exchanged.* Then nothing is assumed,
 //!   and the mirror is looked at, as [`Ghosts`] says.
 //!
@@ -134,7 +137,7 @@ impl<R: Remote> Pipeline<'_, R> {
         let Change::Content { path, node, .. } = &row.change else {
             return false;
         };
-        let (mut at, mut after, mut vacant) = (path.clone(), row.seq, *vacant);
+        let (mut at, mut after, vacant, mut moved) = (path.clone(), row.seq, *vacant, false);
         let (mut dead, mut left) = (vec![(row.seq, Fate::Dead)], Vec::new());
         loop {
             let Some(next) = self.by_path.next_alone(&at, after) else {
@@ -144,22 +147,25 @@ impl<R: Remote> Pipeline<'_, R> {
                 return false;
             };
             match &self.window[next_at].row.change {
-                Change::Attr { .. } => dead.push((next, Fate::Dead)),
-                Change::Content { node: same, .. } if same == node => {
+                Change::Attr { .. } if !moved => dead.push((next, Fate::Dead)),
+                Change::Content { node: same, .. } if same == node && !moved => {
                     dead.push((next, Fate::Dead));
                 }
                 Change::Unlink { .. } => {
                     left.push((at, next));
                     break;
                 }
-                Change::Rename { from, to } if *from == at => {
+                Change::Rename { from, to } if *from == at && !moved => {
                     let fate = if vacant { Fate::Dead } else { Fate::Vacates };
                     dead.push((next, fate));
                     left.push((at, next));
-                    (at, vacant) = (to.clone(), false);
+                    (at, moved) = (to.clone(), true);
                 }
+                // Not one that moves on.
+                Change::Rename { to, .. } if *to != at => return false,
                 Change::Rename { .. } => break,
-                Change::Content { .. }
+                Change::Attr { .. }
+                | Change::Content { .. }
                 | Change::Mkdir { .. }
                 | Change::Rmdir { .. }
                 | Change::Symlink { .. }

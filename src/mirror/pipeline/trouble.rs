@@ -136,7 +136,12 @@ impl<R: Remote> Pipeline<'_, R> {
         self.uncertain = self.uncertain.max(self.announced);
         let from = self.first_from(seq);
         // Everything before `publish_next` was sent, and so was a file in place at it.
-        let sent = self.first_from(self.publish_next);
+        let was_sent = |job: &Job| !matches!(job.step, Step::Waiting);
+        let sent = self
+            .window
+            .iter()
+            .rposition(was_sent)
+            .map_or(0, |at| at + 1);
         for index in from..sent.max(from + 1) {
             let Some(mut job) = self.window.remove(index) else {
                 break;
@@ -147,10 +152,12 @@ impl<R: Remote> Pipeline<'_, R> {
                 job.restaged += 1;
                 self.stage_next = self.stage_next.min(job.row.seq);
             }
-            self.forget_in_flight(&job);
+            if index == from || !matches!(step, Step::Waiting) {
+                self.forget_in_flight(&job);
+            }
             self.window.insert(index, job);
         }
-        self.publish_next = seq;
+        self.publish_next = self.publish_next.min(seq);
         self.publishing = 0;
     }
 
