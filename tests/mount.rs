@@ -47,3 +47,9 @@ fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> i32 {
 fn to_write(path: impl AsRef<Path>) -> File {
     OpenOptions::new().write(true).open(path).unwrap()
 }
+
+/// A file that must not be there yet, as `cp` and `tar` make one.
+fn make(path: impl AsRef<Path>) -> File {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).open(path).unwrap()
+}

@@ -4,7 +4,7 @@ use crate::contestants::{Contestant, Kind};
 use crate::table::Goals;
 use crate::{Size, go_on};
 use rustix::fs::{Advice, fadvise};
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -51,7 +51,7 @@ fn kib(bytes: usize) -> String {
 pub fn read(who: &Contestant, size: &Size) -> Vec<Measured> {
     let path = who.at.join("large");
     if fs::metadata(&path).is_err() {
-        write_file(&path, size.read, 1 << 20);
+        write_file(&path, size.read, 1 << 20, false);
     }
     let goals = Goals {
         directory: Some(1.1),
@@ -91,9 +91,16 @@ fn read_file(path: &Path, block: usize) -> u64 {
     }
 }
 
-fn write_file(path: &Path, size: u64, block: usize) {
+/// Makes a file as `cp` and `tar` do (with O_EXCL), or as a shell's `>` and uploads do.
+fn write_file(path: &Path, size: u64, block: usize, exclusive: bool) {
     let buffer = vec![b'x'; block];
-    let mut file = File::create(path).unwrap();
+    let mut options = OpenOptions::new();
+    options.write(true);
+    match exclusive {
+        true => options.create_new(true),
+        false => options.create(true).truncate(true),
+    };
+    let mut file = options.open(path).unwrap();
     for _ in 0..size / block as u64 {
         file.write_all(&buffer).unwrap();
     }
@@ -102,16 +109,23 @@ fn write_file(path: &Path, size: u64, block: usize) {
 /// A new large file, and its close().
 pub fn write(who: &Contestant, size: &Size) -> Vec<Measured> {
     let mut all = Vec::new();
-    for (block, most) in [(4 << 10, 3.0), (128 << 10, 1.5), (1 << 20, 1.3)] {
+    let as_cp = [(4 << 10, 3.0), (128 << 10, 1.5), (1 << 20, 1.3)];
+    let as_cp = as_cp.map(|(block, most)| (block, Some(most)));
+    for (block, most) in as_cp.into_iter().chain([(128 << 10, None)]) {
         let path = who.at.join(format!("new{block}"));
-        let what = format!("write {} MiB, blocks of {}", size.write >> 20, kib(block));
+        let maker = if most.is_some() { "cp" } else { "a shell" };
+        let what = format!(
+            "write {} MiB as {maker} does, blocks of {}",
+            size.write >> 20,
+            kib(block)
+        );
         let goals = Goals {
-            directory: Some(most),
+            directory: most,
             bindfs: Some(1.0),
             mergerfs: Some(1.0),
         };
         all.push(measure(what, goals, || {
-            write_file(&path, size.write, block)
+            write_file(&path, size.write, block, most.is_some())
         }));
         assert_eq!(fs::metadata(&path).unwrap().len(), size.write);
         fs::remove_file(&path).unwrap();

@@ -181,14 +181,17 @@ impl Local {
 
     /// A file that was just made: whoever made it writes it, even by a descriptor for reading.
     ///
-    /// If it is for writing only, its writes may be left unseen, as the file is recorded whole anyway. Not
-    /// with O_APPEND: that is a log file that stays open, and later only what is new shall travel. And not
+    /// If it is for writing only, its writes may be left unseen, as the file is recorded whole anyway. But if it
+    /// stays open after that, it is recorded whole each time, since nobody knows where it was written. So
+    /// only with O_EXCL: programs that unpack or copy a file in one go make it so (cp, tar). Shells' `>`,
+    /// uploads and downloads, which may take hours, do not; of them only what is new shall travel (P5). Not
     /// with set-id bits, which go with the first write: the kernel must be told.
     pub(super) fn opened_new(&self, fd: OwnedFd, stat: &Stat, flags: i32, thread: u32) -> Opened {
         let state = self.open.add_writer(stat.ino);
         state.lock().made(thread);
         let set_id = stat.mode & (libc::S_ISUID | libc::S_ISGID) != 0;
-        let unseen = self.fine_stamps && flags & libc::O_APPEND == 0 && !set_id;
+        let in_one_go = flags & (libc::O_EXCL | libc::O_APPEND) == libc::O_EXCL;
+        let unseen = self.fine_stamps && in_one_go && !set_id;
         let access = match access(flags) {
             Access::Write if unseen => Access::WriteNew,
             other => other,

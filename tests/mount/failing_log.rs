@@ -57,7 +57,7 @@ fn a_log_that_fails_makes_the_mount_read_only_until_all_is_recorded_in_order() {
 #[test]
 fn what_is_written_unseen_while_the_log_fails_is_recorded_later() {
     let m = TestMount::new();
-    let mut open = File::create(m.path("a")).unwrap();
+    let mut open = make(m.path("a"));
     open.write_all(b"1").unwrap();
     m.recorder.fail(true);
     assert_eq!(errno(fs::create_dir(m.path("d"))), libc::EIO);

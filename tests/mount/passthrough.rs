@@ -41,7 +41,7 @@ fn store(file: &File, at: usize, byte: u8) {
 #[test]
 fn a_new_file_is_one_record_and_an_unchanged_one_none() {
     both_ways(|m| {
-        let mut f = File::create(m.path("a")).unwrap();
+        let mut f = make(m.path("a"));
         for _ in 0..3 {
             f.write_all(&[b'x'; 5000]).unwrap();
         }
@@ -88,7 +88,7 @@ fn ranges_written_to_a_known_file_are_recorded_while_others_read_it() {
 #[test]
 fn a_new_file_that_is_written_to_after_its_record_is_recorded_again_wherever_it_was_written() {
     let m = TestMount::new();
-    let mut f = File::create(m.path("tmp")).unwrap();
+    let mut f = make(m.path("tmp"));
     f.write_all(b"12").unwrap();
     fs::rename(m.path("tmp"), m.path("a")).unwrap();
     assert_eq!(m.take(), ["content tmp whole of 2", "rename tmp -> a"]);
@@ -113,7 +113,7 @@ fn a_new_file_that_is_written_to_after_its_record_is_recorded_again_wherever_it_
 fn a_new_file_that_stays_open_is_recorded_when_nobody_writes_any_more() {
     both_ways(|m| {
         let later = || Instant::now() + Duration::from_secs(6);
-        let mut f = File::create(m.path("a")).unwrap();
+        let mut f = make(m.path("a"));
         m.local.flush_due(later());
         f.write_all(b"1").unwrap();
         m.local.flush_due(Instant::now());
@@ -131,9 +131,23 @@ fn a_new_file_that_stays_open_is_recorded_when_nobody_writes_any_more() {
 }
 
 #[test]
+fn of_a_new_file_that_a_shell_or_an_upload_holds_open_only_what_is_new_travels() {
+    both_ways(|m| {
+        let later = || Instant::now() + Duration::from_secs(6);
+        let mut f = File::create(m.path("a")).unwrap();
+        f.write_all(b"12").unwrap();
+        m.local.flush_due(later());
+        assert_eq!(m.take(), ["content a whole of 2"]);
+        f.write_all(b"3").unwrap();
+        m.local.flush_due(later());
+        assert_eq!(m.take(), ["content a 2..3 of 3"]);
+    });
+}
+
+#[test]
 fn a_checkpoint_does_not_pass_an_unseen_write() {
     let m = TestMount::new();
-    let mut f = File::create(m.path("tmp")).unwrap();
+    let mut f = make(m.path("tmp"));
     f.write_all(b"1").unwrap();
     fs::rename(m.path("tmp"), m.path("a")).unwrap();
     let recorded = SystemTime::now();
@@ -208,7 +222,7 @@ fn what_is_stored_in_a_page_again_after_its_record_is_recorded_again() {
 #[test]
 fn a_process_that_inherited_a_new_file_and_ends_records_nothing_of_it() {
     both_ways(|m| {
-        let mut f = File::create(m.path("a")).unwrap();
+        let mut f = make(m.path("a"));
         f.write_all(b"half").unwrap();
         let copy = f.try_clone().unwrap();
         let mut child = Command::new("setpriv");
@@ -281,7 +295,7 @@ fn a_stranger_takes_set_id_bits_from_a_new_file_by_writing_and_root_does_not() {
 #[test]
 fn a_capability_that_a_new_file_got_is_there_and_goes_with_the_next_write() {
     both_ways(|m| {
-        let mut f = File::create(m.path("a")).unwrap();
+        let mut f = make(m.path("a"));
         f.write_all(b"1").unwrap();
         let name = "security.capability";
         // CAP_NET_BIND_SERVICE, permitted and effective, as linux/capability.h lays it out.
