@@ -48,7 +48,7 @@ pub const SCHEMA_VERSION: i64 = 1;
 /// Name of the database in `state_dir`.
 pub const FILE_NAME: &str = "journal.db";
 
-/// When the WAL is longer than this (bytes), [`Journal::maintain`] moves it into the database.
+/// When more than this (bytes) is in the WAL only, [`Journal::maintain`] moves it into the database.
 const WAL_LIMIT: u64 = 4 << 20;
 
 /// How many rows [`Journal::maintain`] removes while it holds the lock that appends need.
@@ -440,11 +440,20 @@ impl Journal {
         Ok(removed as i64 == PRUNE_BATCH)
     }
 
-    /// On a connection of its own and passive: neither appends nor reads wait for it.
-    fn checkpoint_wal(&self) -> rusqlite::Result<()> {
+    /// On a connection of its own and passive: neither appends nor reads wait for it. True if there was so much
+    /// to move that it was worth it: the first append behind a checkpoint begins the WAL anew, and waits for the
+    /// disk. The file's length does not tell, as it stays when the WAL begins anew.
+    fn checkpoint_wal(&self) -> rusqlite::Result<bool> {
         let db = Connection::open(&self.file)?;
         db.pragma_update(None, "wal_autocheckpoint", 0)?;
-        db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+        let page: i64 = db.query_row("PRAGMA page_size", [], |row| row.get(0))?;
+        let pages = |row: &rusqlite::Row| Ok(row.get::<_, i64>(1)? - row.get::<_, i64>(2)?);
+        let waiting = db.query_row("PRAGMA wal_checkpoint(NOOP)", [], pages)?;
+        let worth_it = waiting.saturating_mul(page) > WAL_LIMIT as i64;
+        if worth_it {
+            db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
+        }
+        Ok(worth_it)
     }
 }
 

@@ -286,6 +286,21 @@ fn a_failed_append_is_an_error_and_takes_no_number() {
 }
 
 #[test]
+fn a_wal_that_was_long_once_is_not_moved_again_for_a_few_changes() {
+    let (_dir, journal) = fresh();
+    while journal.wal.metadata().unwrap().len() <= 2 * WAL_LIMIT {
+        journal.record(&unlink(&"x".repeat(4000))).unwrap();
+    }
+    assert!(journal.checkpoint_wal().unwrap());
+    journal.record(&unlink("x")).unwrap();
+    assert!(journal.wal.metadata().unwrap().len() > WAL_LIMIT);
+    assert!(
+        !journal.checkpoint_wal().unwrap(),
+        "the next append would wait for the disk"
+    );
+}
+
+#[test]
 fn a_long_wal_is_moved_into_the_database_while_others_read_and_write() {
     let (_dir, journal) = fresh();
     journal.add_mirror("m", true).unwrap();
