@@ -33,6 +33,7 @@ mod big_file;
 mod latency;
 mod new_files;
 mod opponents;
+mod rewritten;
 mod rig;
 mod table;
 
@@ -53,6 +54,10 @@ pub struct Size {
     pub pending: usize,
     /// Length of the large file in bytes.
     pub big_file: usize,
+    /// How often each file is replaced while a mirror is away.
+    pub versions: usize,
+    /// Length of the file of which a little changes, in bytes.
+    pub changed_file: usize,
 }
 
 impl Size {
@@ -64,6 +69,8 @@ impl Size {
             single_files: 100,
             pending: 100_000,
             big_file: 256 << 20,
+            versions: 200,
+            changed_file: 1 << 30,
         }
     }
 
@@ -75,13 +82,15 @@ impl Size {
             single_files: 20,
             pending: 5000,
             big_file: 16 << 20,
+            versions: 20,
+            changed_file: 64 << 20,
         }
     }
 }
 
 type Part = fn(&Size, &mut Table);
 
-const PARTS: [(&str, Part, &str); 4] = [
+const PARTS: [(&str, Part, &str); 5] = [
     ("new-files", new_files::run, "many new files, beside rsync"),
     (
         "latency",
@@ -94,6 +103,11 @@ const PARTS: [(&str, Part, &str); 4] = [
         "a mirror that is far behind: mount, status, memory",
     ),
     ("big-file", big_file::run, "one file, beside rsync and scp"),
+    (
+        "rewritten",
+        rewritten::run,
+        "many versions of a file, and a little of a large one",
+    ),
 ];
 
 const USAGE: &str = "make bench BENCH=\"[--quick] [--rounds N] [--rtt MS] [PART...]\"\n\n--rtt is of new-files. Parts (all, if none is named):";

@@ -45,6 +45,15 @@ fn timed(command: &mut Command) -> Duration {
 
 /// `rsync -a` of `from` into `to` on the server.
 pub fn rsync(rig: &Rig, from: &Path, to: &Path) -> Duration {
+    rsync_by(rig, &["-a"], from, to)
+}
+
+/// `rsync -a --inplace`, which sends what changed of a file that is there.
+pub fn rsync_in_place(rig: &Rig, from: &Path, to: &Path) -> Duration {
+    rsync_by(rig, &["-a", "--inplace"], from, to)
+}
+
+fn rsync_by(rig: &Rig, how: &[&str], from: &Path, to: &Path) -> Duration {
     let port = rig.relay.port().to_string();
     let shell = [
         vec!["ssh".to_string(), "-p".to_string(), port],
@@ -53,7 +62,8 @@ pub fn rsync(rig: &Rig, from: &Path, to: &Path) -> Duration {
     .concat();
     timed(
         Command::new("rsync")
-            .args(["-a", "-e", &shell.join(" ")])
+            .args(how)
+            .args(["-e", &shell.join(" ")])
             .arg(from)
             .arg(format!("{}:{}", host(rig), to.display())),
     )
