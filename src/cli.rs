@@ -107,6 +107,15 @@ pub enum Command {
         name: String,
     },
 
+    /// Try again at once what failed: parked changes, and mirrors that wait for their next try
+    ///
+    /// Without a name, on all mirrors. What is paused stays paused.
+    #[command(after_help = "Example: proxyfs try-again web2")]
+    TryAgain {
+        /// On this mirror only
+        name: Option<String>,
+    },
+
     /// End the daemon gracefully; returns when it is gone
     #[command(
         after_help = "Example: proxyfs stop\nExit codes: 0 it has ended, 1 it was not running or did not end."
@@ -190,6 +199,8 @@ mod tests {
             Command::Pause { name: name.clone() }
         );
         assert_eq!(command("proxyfs resume web2"), Command::Resume { name });
+        let all = Command::TryAgain { name: None };
+        assert_eq!(command("proxyfs try-again"), all);
         assert_eq!(command("proxyfs stop"), Command::Stop);
         assert_eq!(command("proxyfs reload"), Command::Reload);
         assert_eq!(command("proxyfs check-config"), Command::CheckConfig);

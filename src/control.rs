@@ -66,6 +66,11 @@ pub enum ControlRequest {
         /// Which.
         mirror: String,
     },
+    /// What failed is tried again at once.
+    TryAgain {
+        /// On this mirror only.
+        mirror: Option<String>,
+    },
     /// The daemon ends gracefully.
     Stop,
     /// The daemon reads its configuration again.
@@ -86,6 +91,9 @@ impl ControlRequest {
             } => json!({"command": "wait", "mirror": mirror, "timeout_seconds": timeout_seconds}),
             ControlRequest::Pause { mirror } => json!({"command": "pause", "mirror": mirror}),
             ControlRequest::Resume { mirror } => json!({"command": "resume", "mirror": mirror}),
+            ControlRequest::TryAgain { mirror } => {
+                json!({"command": "try-again", "mirror": mirror})
+            }
             ControlRequest::Stop => json!({"command": "stop"}),
             ControlRequest::Reload => json!({"command": "reload"}),
         }
@@ -118,11 +126,13 @@ impl ControlRequest {
             },
             "pause" => ControlRequest::Pause { mirror: named()? },
             "resume" => ControlRequest::Resume { mirror: named()? },
+            "try-again" => ControlRequest::TryAgain { mirror },
             "stop" => ControlRequest::Stop,
             "reload" => ControlRequest::Reload,
             _ => {
                 return Err(
-                    "unknown command: known are status, tasks, wait, pause, resume, stop, reload"
+                    "unknown command: known are status, tasks, wait, pause, resume, try-again, stop, \
+                     reload"
                         .to_string(),
                 );
             }

@@ -332,6 +332,10 @@ impl Handler for Shared {
                     .with(&mirror, |w| w.resume().map_err(|e| e.to_string()))??;
                 Ok(json!(null))
             }
+            ControlRequest::TryAgain { mirror } => {
+                self.workers.try_again(mirror.as_deref())?;
+                Ok(json!(null))
+            }
             ControlRequest::Stop => self.tell(Event::Stop("asked to by `proxyfs stop`")),
             ControlRequest::Reload => {
                 let (answer, answered) = bounded(1);

@@ -31,7 +31,7 @@ mod reader;
 use crate::change::{Change, RelPath, Seq};
 pub use codec::DecodeError;
 pub use error::JournalError;
-pub use reader::{Backlog, Position, Reader, Row};
+pub use reader::{Backlog, Parked, Position, Reader, Row};
 use reader::{head_of, meta_of, position_of};
 use rusqlite::{Connection, ErrorCode, params};
 use std::collections::BTreeSet;
@@ -43,7 +43,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The schema this program writes. A journal with a higher number is refused.
-pub const SCHEMA_VERSION: i64 = 1;
+pub const SCHEMA_VERSION: i64 = 2;
 
 /// Name of the database in `state_dir`.
 pub const FILE_NAME: &str = "journal.db";
@@ -92,6 +92,10 @@ pub struct Progress {
     pub ghosts: Vec<RelPath>,
     /// Names that it does not lack any more, or that are gone from the source too.
     pub laid: Vec<RelPath>,
+    /// Changes that are set aside, or were tried again in vain.
+    pub parked: Vec<Parked>,
+    /// Changes that were set aside and are done.
+    pub unparked: Vec<Seq>,
 }
 
 /// Called after each append, on the thread that appended: must not block.
@@ -305,6 +309,11 @@ impl Journal {
                 "UPDATE mirror SET sent_upto = ?2 WHERE name = ?1",
                 params![name, head],
             )?;
+            // What was set aside is older than the copy.
+            for table in ["parked", "repair"] {
+                let all = format!("DELETE FROM {table} WHERE mirror = ?1");
+                writer.db.execute(&all, [name])?;
+            }
             Ok(())
         };
         note().map_err(|why| self.sql(why))
@@ -361,6 +370,13 @@ impl Journal {
                     all.prepare_cached(statement)?
                         .execute(params![name, path.as_bytes()])?;
                 }
+            }
+            for parked in &progress.parked {
+                put_parked(&all, name, parked)?;
+            }
+            for seq in &progress.unparked {
+                all.prepare_cached("DELETE FROM parked WHERE mirror = ?1 AND seq = ?2")?
+                    .execute(params![name, *seq as i64])?;
             }
             all.commit()
         };
@@ -518,16 +534,42 @@ fn migrate(db: &mut Connection, file: &Path) -> Result<(), JournalError> {
             found,
         });
     }
-    if found == 0 {
-        let mut create = || -> rusqlite::Result<()> {
-            let all = db.transaction()?;
-            all.execute_batch(include_str!("journal/schema.sql"))?;
-            all.pragma_update(None, "user_version", SCHEMA_VERSION)?;
-            all.commit()
-        };
-        create().map_err(sql)?;
-    }
-    Ok(())
+    let steps = match found {
+        0 => include_str!("journal/schema.sql"),
+        1 => include_str!("journal/to-2.sql"),
+        _ => return Ok(()),
+    };
+    let mut migrate = || -> rusqlite::Result<()> {
+        let all = db.transaction()?;
+        all.execute_batch(steps)?;
+        all.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+        all.commit()
+    };
+    migrate().map_err(sql)
+}
+
+fn put_parked(db: &Connection, name: &str, parked: &Parked) -> rusqlite::Result<()> {
+    let (row, columns) = (&parked.row, codec::encode(&parked.row.change));
+    db.prepare_cached(
+        "INSERT OR REPLACE INTO parked
+             (mirror, seq, at, kind, path, path2, node, body, bytes, error, attempts, next_try)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+    )?
+    .execute(params![
+        name,
+        row.seq as i64,
+        row.at,
+        columns.kind,
+        columns.path,
+        columns.path2,
+        columns.node,
+        columns.body,
+        row.change.bytes().min(i64::MAX as u64) as i64,
+        parked.error,
+        parked.attempts,
+        parked.next_try
+    ])
+    .map(drop)
 }
 
 /// SQLite's reason in the words of an admin, where it has one.

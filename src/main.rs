@@ -128,6 +128,7 @@ fn command(arguments: Arguments) -> Result<(), Failure> {
         }
         Command::Pause { name } => tell(&load()?, &ControlRequest::Pause { mirror: name }),
         Command::Resume { name } => tell(&load()?, &ControlRequest::Resume { mirror: name }),
+        Command::TryAgain { name } => tell(&load()?, &ControlRequest::TryAgain { mirror: name }),
         Command::Reload => {
             let answer = ask(&load()?, &ControlRequest::Reload, Some(ANSWER_WITHIN));
             let answer = answer.map_err(Failure::new)?;

@@ -4,14 +4,16 @@
 //! keeps nobody but its own worker waiting: the file system side puts rows into the journal and raises
 //! a flag, and never waits for a worker.
 //!
-//! Nothing is ever skipped: whatever fails, the cursor stays, and the row is tried again. A connection
+//! Nothing is ever skipped: whatever fails, the cursor stays, and the row is tried again. (One that is refused for a reason
+//! of its own is set aside meanwhile: `held.rs`.) A connection
 //! that fails is tried again with growing pauses (with jitter, so that ten mirrors behind one link do not
 //! come back as one); what a person has to put right is tried at the slow end, or at once after `proxyfs
-//! resume`.
+//! try-again`.
 
 mod covers;
 pub mod errors;
 mod ghosts;
+mod held;
 pub mod inbox;
 pub mod live;
 pub mod pipeline;
@@ -22,6 +24,7 @@ mod settle;
 pub mod source;
 pub mod upload;
 
+use crate::change::Seq;
 use crate::config::{Login, MirrorConfig};
 use crate::journal::{Journal, JournalError};
 use crate::sftp::session::{self, Abort, Secret, Target};
@@ -69,7 +72,8 @@ impl Worker {
         // whether there is a copy at all.
         let whole = position.adopted && position.lacks == 0;
         let settled = whole && journal.reader()?.touched(&config.name)?.is_empty();
-        let settled = settled.then_some(position.cursor);
+        let lacks = position.first_parked.unwrap_or(Seq::MAX);
+        let settled = settled.then_some(position.cursor.min(lacks - 1));
         let live = Arc::new(Live::new(settled, position.last_error));
         let (notifier, inbox) = inbox().map_err(source_error)?;
         let abort = Abort::new();
@@ -81,6 +85,7 @@ impl Worker {
             inbox,
             abort: abort.clone(),
             paused: position.paused,
+            try_again: false,
             failures: 0,
             told: String::new(),
         };
@@ -125,8 +130,20 @@ impl Worker {
         }
         // Before the answer: `wait` may be asked next, and what was wrong is not known to be so any more.
         self.live.trying();
+        self.live.trying_parked();
         self.notifier.tell(Notice::Resume);
         Ok(())
+    }
+
+    /// Has it try again at once what failed, parked changes too. A paused one stays paused, and one that needs
+    /// a sync still needs it.
+    pub fn try_again(&self) {
+        let state = self.live.now().state;
+        if !matches!(state, MirrorState::Paused | MirrorState::NeedsSync) {
+            self.live.trying();
+        }
+        self.live.trying_parked();
+        self.notifier.tell(Notice::TryAgain);
     }
 
     /// Tells it to end, and ends what it waits for.
@@ -182,6 +199,8 @@ struct Life {
     inbox: Inbox,
     abort: Abort,
     paused: bool,
+    /// Parked changes are to be tried again at once.
+    try_again: bool,
     /// Attempts that failed since the mirror was up.
     failures: u32,
     /// What the log was last told of them.
@@ -226,9 +245,16 @@ impl Life {
                     }
                     Notice::Resume => {
                         self.paused = false;
+                        self.try_again = true;
                         // Again: an attempt that ended after the notice was sent may have said otherwise.
                         self.live.trying();
                         return true;
+                    }
+                    Notice::TryAgain => {
+                        self.try_again = true;
+                        if !self.paused {
+                            return true;
+                        }
                     }
                     Notice::Changes => {} // they wait in the journal
                 }
@@ -280,6 +306,8 @@ impl Life {
             reader: &reader,
             inbox: &self.inbox,
             live: &self.live,
+            parked_pause: self.config.backoff_max,
+            try_again: std::mem::take(&mut self.try_again),
         };
         let ended = Pipeline::new(setup, remote)?.run();
         // A server that lets us in and then breaks off each time is not up.

@@ -3,8 +3,9 @@
 //!
 //! A random history of changes, on a real tree and in a real journal, is replayed by the real pipeline on
 //! a server that breaks off at random requests, before or after the effect. In between the history goes
-//! on, and a little of it happens while a session is at work, between any two of its requests. Each seed is
-//! another history; a seed that once failed stays below by name.
+//! on, and a little of it happens while a session is at work, between any two of its requests. In other
+//! histories the server also refuses, for a while, what is done to some names: those changes are parked, and
+//! tried again in the end. Each seed is another history; a seed that once failed stays below by name.
 #![allow(clippy::unwrap_used)]
 
 use super::support::fake_server::{Cut, FakeServer};
@@ -19,7 +20,7 @@ use proxyfs::mirror::pipeline::{Pipeline, Setup};
 use proxyfs::mirror::plan::Place;
 use proxyfs::mirror::prepare::prepare;
 use proxyfs::mirror::source::Source;
-use proxyfs::sftp::Request;
+use proxyfs::sftp::{OpenMode, Request, code};
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -27,6 +28,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// How long files are: nothing, a little, more than one WRITE, more than two.
 const LENGTHS: [usize; 5] = [0, 5, 100, 33_000, 70_000];
@@ -37,6 +39,9 @@ const LONG: u64 = 250_000;
 /// Seeds that have found something: 169 a chmod through what a ghost should have replaced, 207 a link done
 /// twice, 838 a directory that had become a symlink.
 const KEPT: [u64; 3] = [169, 207, 838];
+
+/// The same where changes are refused.
+const KEPT_REFUSED: [u64; 0] = [];
 
 /// How much happens at most while one session is at work: less than it takes to change a file each time
 /// that it is read, after which it would be published as it is.
@@ -346,6 +351,42 @@ pub(super) fn node_id(path: &Path) -> NodeId {
     NodeId(id.into())
 }
 
+/// What a server refuses.
+#[derive(Default)]
+struct Trouble {
+    /// Whatever is done to these names of the tree.
+    denied: Vec<&'static str>,
+}
+
+impl Trouble {
+    /// The status code of its refusal, if it refuses.
+    fn refuses(&self, request: &Request) -> Option<u32> {
+        let paths: Vec<&Vec<u8>> = match request {
+            Request::PosixRename { from, to } | Request::Hardlink { from, to } => vec![from, to],
+            Request::Mkdir { path, .. }
+            | Request::Rmdir { path }
+            | Request::Remove { path }
+            | Request::Setstat { path, .. }
+            | Request::Lsetstat { path, .. }
+            | Request::Open {
+                path,
+                mode: OpenMode::Update,
+                ..
+            } => vec![path],
+            _ => return None,
+        };
+        let names = |path: &[u8]| path.split(|b| *b == b'/').next_back().unwrap().to_vec();
+        let ours = |path: &[u8]| path.windows(9).any(|w| w == b"/.proxyfs");
+        let mut denied = paths
+            .into_iter()
+            .filter(|path| !ours(path))
+            .map(|path| names(path));
+        denied
+            .any(|name| self.denied.iter().any(|d| d.as_bytes() == name))
+            .then_some(code::PERMISSION_DENIED)
+    }
+}
+
 /// Replays what is in the journal, on a connection that may be cut. Says what ended it.
 fn session(
     history: &RefCell<History>,
@@ -354,6 +395,7 @@ fn session(
     cut: Option<Cut>,
     batch: usize,
     meanwhile: bool,
+    trouble: &Trouble,
 ) -> (Option<MirrorError>, Vec<String>) {
     let (notifier, inbox) = inbox().unwrap();
     let journal = Arc::clone(&history.borrow().journal);
@@ -362,10 +404,12 @@ fn session(
     let (done, busy) = (Cell::new(false), Cell::new(MEANWHILE));
     let idle = || {
         let position = check.mirror("m").unwrap();
-        if position.cursor == journal.head()
-            && check.touched("m").unwrap().is_empty()
-            && !done.replace(true)
-        {
+        let parked = check.parked("m", 1).unwrap();
+        let over = match parked.first() {
+            None => check.touched("m").unwrap().is_empty(),
+            Some(_) => !trouble.denied.is_empty(),
+        };
+        if position.cursor == journal.head() && over && !done.replace(true) {
             notifier.tell(Notice::Stop);
         }
     };
@@ -397,6 +441,7 @@ fn session(
         history.is_published(seq, &bytes);
     };
     let mut server = FakeServer::new(cut, batch, idle, watch);
+    server.refuse = Box::new(|request| trouble.refuses(request));
     let place = Place::new(base.as_os_str().as_bytes());
     let position = reader.mirror("m").unwrap();
     let rules = match prepare(&mut server, &place, &position, false) {
@@ -412,13 +457,16 @@ fn session(
         reader: &reader,
         inbox: &inbox,
         live: &Live::new(Some(0), None),
+        parked_pause: Duration::from_millis(1),
+        try_again: trouble.denied.is_empty(),
     };
     let ended = Pipeline::new(setup, &mut server).unwrap().run();
     (ended.err(), std::mem::take(&mut server.trace))
 }
 
-/// One history.
-fn play(seed: u64) {
+/// One history; with `refusals` the server refuses, for one connection or the next, what is done to some
+/// names.
+fn play(seed: u64, refusals: bool) {
     // In memory where that can be: thousands of histories, and each makes the log durable many times.
     let memory = Path::new("/dev/shm");
     let dir = if memory.is_dir() {
@@ -469,7 +517,15 @@ fn play(seed: u64) {
             };
             (cut, [1, 3, 1000][history.random.below(3) as usize])
         };
-        let (error, trace) = session(&history, &source, &base, Some(cut), batch, true);
+        let mut trouble = Trouble::default();
+        if refusals {
+            let names = ["a", "b", "c", "d"];
+            let random = &mut history.borrow_mut().random;
+            trouble
+                .denied
+                .extend(names.iter().filter(|_| random.one_in(3)));
+        }
+        let (error, trace) = session(&history, &source, &base, Some(cut), batch, true, &trouble);
         traces.push(trace.join("\n"));
         match error {
             None | Some(MirrorError::Session(_)) => {}
@@ -480,7 +536,8 @@ fn play(seed: u64) {
             ),
         }
     }
-    let (error, trace) = session(&history, &source, &base, None, 7, false);
+    let none = Trouble::default();
+    let (error, trace) = session(&history, &source, &base, None, 7, false, &none);
     traces.push(trace.join("\n"));
     let story = || {
         format!(
@@ -506,5 +563,14 @@ fn play(seed: u64) {
 
 #[test]
 fn a_connection_cut_anywhere_leaves_the_mirror_like_the_source() {
-    seeds(160, &KEPT).into_iter().for_each(play);
+    for seed in seeds(160, &KEPT) {
+        play(seed, false);
+    }
+}
+
+#[test]
+fn changes_that_are_refused_for_a_while_arrive_in_the_end_whatever_is_cut() {
+    for seed in seeds(160, &KEPT_REFUSED) {
+        play(seed, true);
+    }
 }

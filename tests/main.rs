@@ -14,6 +14,7 @@ mod excluded;
 mod mirror_errors;
 mod mount;
 mod order;
+mod parked;
 mod parts;
 mod random_user;
 mod readme;

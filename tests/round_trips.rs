@@ -147,6 +147,8 @@ impl Scene {
             journal: &self.journal,
             reader: &reader,
             inbox: &inbox,
+            parked_pause: std::time::Duration::from_secs(300),
+            try_again: false,
             live: &Live::new(None, None),
         };
         Pipeline::new(setup, &mut remote).unwrap().run().unwrap();

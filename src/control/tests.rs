@@ -107,6 +107,8 @@ fn every_request_survives_the_wire() {
         ControlRequest::Resume {
             mirror: "web2".into(),
         },
+        ControlRequest::TryAgain { mirror: name() },
+        ControlRequest::TryAgain { mirror: None },
         ControlRequest::Stop,
         ControlRequest::Reload,
     ] {

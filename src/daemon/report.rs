@@ -76,6 +76,10 @@ fn mirror_status(
     } else {
         MirrorState::Stopped
     };
+    let parked = match backlog.parked {
+        0 => None,
+        n => parked_in_words(&mirror.name, n, reader)?,
+    };
     let rate = live.map_or(0, |l| l.bytes_per_second);
     let state = match live.map_or(offline, |l| l.state) {
         // The worker has not looked since the last change was recorded.
@@ -91,9 +95,12 @@ fn mirror_status(
         state,
         pending_ops: backlog.ops,
         pending_bytes: backlog.bytes,
-        parked_ops: 0,
+        parked_ops: backlog.parked,
         oldest_pending_seconds: backlog.oldest_at.map(age),
-        applied_seq: position.as_ref().map_or(0, |p| p.cursor),
+        applied_seq: position.as_ref().map_or(0, |p| {
+            let lacks = p.first_parked.unwrap_or(u64::MAX);
+            p.cursor.min(lacks - 1)
+        }),
         bytes_per_second: rate,
         eta_seconds: backlog
             .bytes
@@ -110,12 +117,33 @@ fn mirror_status(
         last_error: match live {
             Some(live) => live.last_error.clone(),
             None => position.and_then(|p| p.last_error),
-        },
+        }
+        .or(parked),
         retry_in_seconds: live
             .and_then(|l| l.retry_at)
-            .map(|at| at.saturating_duration_since(Instant::now()).as_secs()),
+            .map(|at| at.saturating_duration_since(Instant::now()).as_secs())
+            .or(backlog.next_try.filter(|_| live.is_some()).map(until)),
         unsupported: live.map(|l| l.unsupported.clone()).unwrap_or_default(),
     })
+}
+
+/// That changes are parked, and why the first of them is.
+fn parked_in_words(name: &str, count: u64, reader: &Reader) -> Result<Option<String>, String> {
+    let parked = reader.parked(name, 1).map_err(|e| e.to_string())?;
+    let Some(why) = parked.into_iter().find_map(|p| p.error) else {
+        return Ok(None);
+    };
+    let (what, are) = match count {
+        1 => (String::new(), "is"),
+        n => (format!("{n} changes were refused; the first: "), "are"),
+    };
+    Ok(Some(format!(
+        "{what}{why}; it {are} parked, with what depends on it: put that right, then `proxyfs try-again {name}`"
+    )))
+}
+
+fn until(at_ms: i64) -> u64 {
+    u64::try_from((at_ms - now_ms()) / 1000).unwrap_or(0)
 }
 
 fn age(at_ms: i64) -> u64 {
@@ -161,10 +189,15 @@ fn list_tasks(
         let left = usize::try_from(limit)
             .unwrap_or(usize::MAX)
             .saturating_sub(tasks.len());
-        for row in reader
+        let aside = reader
+            .parked(&position.name, left)
+            .map_err(|e| e.to_string())?;
+        let left = left - aside.len();
+        let rows = reader
             .rows(position.cursor, left)
-            .map_err(|e| e.to_string())?
-        {
+            .map_err(|e| e.to_string())?;
+        let all = aside.into_iter().map(|p| (p.row, p.error));
+        for (row, error) in all.chain(rows.into_iter().map(|row| (row, None))) {
             tasks.push(Task {
                 seq: row.seq,
                 mirror: position.name.clone(),
@@ -173,11 +206,19 @@ fn list_tasks(
                 second_path: row.change.second_path().map(|p| p.to_string()),
                 bytes: row.change.bytes(),
                 age_seconds: age(row.at),
-                error: None,
+                error,
             });
         }
     }
     Ok(tasks)
+}
+
+/// Why a change up to `target` is parked, if one is.
+fn parked_before(shared: &Shared, name: &str, target: u64) -> Result<Option<String>, String> {
+    let reader = shared.journal.reader().map_err(|e| e.to_string())?;
+    let parked = reader.parked(name, 1).map_err(|e| e.to_string())?;
+    let mut before = parked.into_iter().filter(|p| p.row.seq <= target);
+    Ok(before.find_map(|p| p.error))
 }
 
 /// Returns when all that is in the log now is on the mirror, or on all.
@@ -217,6 +258,12 @@ pub(super) fn wait(
                         None => String::new(),
                     };
                     return Err(format!("mirror {name} is {}{why}", now.state));
+                }
+                MirrorState::Synced | MirrorState::Syncing
+                    if !now.trying_parked
+                        && let Some(why) = parked_before(shared, name, target)? =>
+                {
+                    return Err(format!("mirror {name} has parked changes: {why}"));
                 }
                 MirrorState::Synced | MirrorState::Syncing | MirrorState::Retrying => {
                     open.push(name.as_str());

@@ -95,6 +95,20 @@ impl Workers {
         })
     }
 
+    /// Has a worker, or all, try again at once what failed.
+    ///
+    /// # Errors
+    /// There is no mirror of that name.
+    pub fn try_again(&self, name: Option<&str>) -> Result<(), String> {
+        match name {
+            Some(name) => self.with(name, Worker::try_again),
+            None => {
+                self.running().values().for_each(Worker::try_again);
+                Ok(())
+            }
+        }
+    }
+
     /// Starts again what has ended though nobody told it to: a bug ends one worker for seconds, not
     /// for good.
     pub fn revive(&self) {

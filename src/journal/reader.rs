@@ -9,7 +9,14 @@ use std::path::{Path, PathBuf};
 
 /// The columns of a [`Position`].
 const POSITION: &str = "name, cursor, sent_upto, paused, adopted, last_error,
-    ifnull((SELECT min(seq) FROM change), 1) - cursor - 1";
+    ifnull((SELECT min(seq) FROM change), 1) - cursor - 1,
+    (SELECT min(seq) FROM parked WHERE parked.mirror = name)";
+
+/// Stands in for what a journal of schema 1 has not.
+const OLD_PARKED: &str =
+    "CREATE TEMP TABLE parked (mirror TEXT, seq INTEGER, at INTEGER, kind INTEGER,
+    path BLOB, path2 BLOB, node BLOB, body BLOB, bytes INTEGER, error TEXT, attempts INTEGER,
+    next_try INTEGER)";
 
 /// One change with its place in the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,13 +31,28 @@ pub struct Row {
     pub change: Change,
 }
 
+/// A change behind a mirror's cursor that is not done there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parked {
+    /// The change. (Its `cum_bytes` is not kept.)
+    pub row: Row,
+    /// Why it is parked; none: it waits behind one that is.
+    pub error: Option<String>,
+    /// How often it was refused.
+    pub attempts: u32,
+    /// When it is tried again: milliseconds since 1970.
+    pub next_try: Option<i64>,
+}
+
 /// How far a mirror is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Position {
     /// The mirror.
     pub name: String,
-    /// Every change up to here is done there.
+    /// Every change up to here is done there, or parked.
     pub cursor: Seq,
+    /// The first change that is parked.
+    pub first_parked: Option<Seq>,
     /// Nothing behind this was ever made visible there.
     pub sent_upto: Seq,
     /// Whether an admin paused it.
@@ -52,6 +74,10 @@ pub struct Backlog {
     pub bytes: u64,
     /// When the oldest of them was recorded: milliseconds since 1970.
     pub oldest_at: Option<i64>,
+    /// How many of the changes were refused and are parked.
+    pub parked: u64,
+    /// When the first of these is tried again: milliseconds since 1970.
+    pub next_try: Option<i64>,
 }
 
 /// Reads the journal, beside a running daemon or without one.
@@ -88,6 +114,15 @@ impl Reader {
                 file: file.to_path_buf(),
                 found,
             }),
+            // The daemon migrates it at its next start; until then nothing is parked.
+            1 => reader
+                .db
+                .execute_batch(OLD_PARKED)
+                .map(|()| reader)
+                .map_err(|why| JournalError::Sqlite {
+                    file: file.to_path_buf(),
+                    why,
+                }),
             _ => Ok(reader),
         }
     }
@@ -130,17 +165,7 @@ impl Reader {
             })
             .map_err(|why| self.sql(why))?;
         raw.into_iter()
-            .map(|(seq, at, cum_bytes, columns)| {
-                let seq = seq as Seq;
-                let change =
-                    codec::decode(&columns).map_err(|why| JournalError::Row { seq, why })?;
-                Ok(Row {
-                    seq,
-                    at,
-                    cum_bytes: cum_bytes as u64,
-                    change,
-                })
-            })
+            .map(|(seq, at, cum_bytes, columns)| row_of(seq, at, cum_bytes, &columns))
             .collect()
     }
 
@@ -179,13 +204,57 @@ impl Reader {
                 .prepare_cached("SELECT at FROM change WHERE seq > ?1 ORDER BY seq LIMIT 1")?
                 .query_row([cursor], |r| r.get(0))
                 .optional()?;
+            let (aside, bytes_aside, aside_at, parked, next_try): (i64, i64, Option<i64>, i64, _) =
+                self.db
+                    .prepare_cached(
+                        "SELECT count(*), ifnull(sum(bytes), 0), min(at), count(error), min(next_try)
+                         FROM parked WHERE mirror = ?1",
+                    )?
+                    .query_row([name], |r| {
+                        Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?, r.get(4)?))
+                    })?;
             Ok(Backlog {
-                ops: head.saturating_sub(cursor as u64),
-                bytes: cum_bytes.saturating_sub(cursor_bytes as u64),
-                oldest_at,
+                ops: head.saturating_sub(cursor as u64) + aside as u64,
+                bytes: cum_bytes.saturating_sub(cursor_bytes as u64) + bytes_aside as u64,
+                oldest_at: aside_at.into_iter().chain(oldest_at).min(),
+                parked: parked as u64,
+                next_try,
             })
         };
         query().map_err(|why| self.sql(why))
+    }
+
+    /// Up to `limit` changes that are set aside for a mirror, in order.
+    ///
+    /// # Errors
+    /// SQLite's; [`JournalError::Row`] for a row that is no change.
+    pub fn parked(&self, name: &str, limit: usize) -> Result<Vec<Parked>, JournalError> {
+        type Raw = (i64, i64, i64, Columns, Option<String>, u32, Option<i64>);
+        let raw: Vec<Raw> = self
+            .db
+            .prepare_cached(
+                "SELECT seq, at, 0, kind, path, path2, node, body, error, attempts, next_try
+                 FROM parked WHERE mirror = ?1 ORDER BY seq LIMIT ?2",
+            )
+            .and_then(|mut s| {
+                s.query_map(params![name, limit.min(i64::MAX as usize) as i64], |r| {
+                    let (seq, at, cum_bytes, columns) = raw_row(r)?;
+                    let (error, attempts, next_try) = (r.get(8)?, r.get(9)?, r.get(10)?);
+                    Ok((seq, at, cum_bytes, columns, error, attempts, next_try))
+                })?
+                .collect()
+            })
+            .map_err(|why| self.sql(why))?;
+        raw.into_iter()
+            .map(|(seq, at, cum_bytes, columns, error, attempts, next_try)| {
+                Ok(Parked {
+                    row: row_of(seq, at, cum_bytes, &columns)?,
+                    error,
+                    attempts,
+                    next_try,
+                })
+            })
+            .collect()
     }
 
     /// Directories on a mirror whose time has to be set again.
@@ -218,6 +287,17 @@ impl Reader {
     }
 }
 
+fn row_of(seq: i64, at: i64, cum_bytes: i64, columns: &Columns) -> Result<Row, JournalError> {
+    let seq = seq as Seq;
+    let change = codec::decode(columns).map_err(|why| JournalError::Row { seq, why })?;
+    Ok(Row {
+        seq,
+        at,
+        cum_bytes: cum_bytes as u64,
+        change,
+    })
+}
+
 fn raw_row(r: &SqlRow<'_>) -> rusqlite::Result<(i64, i64, i64, Columns)> {
     let columns = Columns {
         kind: r.get(3)?,
@@ -238,6 +318,7 @@ fn position_row(r: &SqlRow<'_>) -> rusqlite::Result<Position> {
         adopted: r.get(4)?,
         last_error: r.get(5)?,
         lacks: r.get::<_, i64>(6)?.max(0) as u64,
+        first_parked: r.get::<_, Option<i64>>(7)?.map(|seq| seq as Seq),
     })
 }
 

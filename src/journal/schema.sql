@@ -1,4 +1,4 @@
--- The journal, schema 1 (PRAGMA user_version). See journal.rs for what each rule means.
+-- The journal, schema 2 (PRAGMA user_version). See journal.rs for what each rule means.
 
 -- The log. seq counts up by one without a gap; the newest row is never removed, so that the count
 -- survives a restart.
@@ -22,7 +22,9 @@ CREATE TABLE mirror (
     paused       INTEGER NOT NULL,
     adopted      INTEGER NOT NULL, -- 0: whether it holds what the source held at the start has yet to be seen
     last_error   TEXT,
-    error_at     INTEGER           -- milliseconds since 1970
+    error_at     INTEGER,          -- milliseconds since 1970
+    marked       INTEGER,          -- the marker there is of this change at least; none: there never was one
+    marking      INTEGER           -- and of none behind this one
 ) STRICT, WITHOUT ROWID;
 
 -- Directories on a mirror whose modification time has yet to be set to the source's, since
@@ -38,6 +40,36 @@ CREATE TABLE touched (
 CREATE TABLE ghost (
     mirror TEXT NOT NULL,
     path   BLOB NOT NULL,
+    PRIMARY KEY (mirror, path)
+) STRICT, WITHOUT ROWID;
+
+-- Changes behind a mirror's cursor that are not done there: refused ones, with the reason, and those that
+-- wait behind them, without. Each is here whole: the log may have dropped it.
+CREATE TABLE parked (
+    mirror   TEXT NOT NULL,
+    seq      INTEGER NOT NULL,
+    at       INTEGER NOT NULL,
+    kind     INTEGER NOT NULL,
+    path     BLOB NOT NULL,
+    path2    BLOB,
+    node     BLOB,
+    body     BLOB NOT NULL,
+    bytes    INTEGER NOT NULL, -- of file data in it, at most
+    error    TEXT,
+    attempts INTEGER NOT NULL,
+    next_try INTEGER,          -- milliseconds since 1970
+    PRIMARY KEY (mirror, seq)
+) STRICT, WITHOUT ROWID;
+
+-- Paths on a mirror that are not as the log expects them: they are made like the source. `deep`: with all
+-- that is below, and what the source has not is removed.
+CREATE TABLE repair (
+    mirror   TEXT NOT NULL,
+    path     BLOB NOT NULL,
+    deep     INTEGER NOT NULL,
+    error    TEXT,             -- why it could not be done so far
+    attempts INTEGER NOT NULL,
+    next_try INTEGER,          -- milliseconds since 1970
     PRIMARY KEY (mirror, path)
 ) STRICT, WITHOUT ROWID;
 

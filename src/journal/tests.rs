@@ -352,6 +352,10 @@ fn the_journal_of_schema_1_opens() {
     db.execute_batch(include_str!("../../tests/fixtures/journal-1.sql"))
         .unwrap();
     drop(db);
+    // Before the daemon migrates it, `status` reads it.
+    let reader = Reader::open(dir.path()).unwrap();
+    assert_eq!(reader.backlog("m").unwrap().ops, 7);
+    drop(reader);
     let journal = Journal::open(dir.path()).unwrap();
     let rows = journal.reader().unwrap().rows(0, 100).unwrap();
     let told: Vec<String> = rows.iter().map(|r| r.change.to_string()).collect();
@@ -371,4 +375,51 @@ fn the_journal_of_schema_1_opens() {
     );
     let m = journal.add_mirror("m", true).unwrap();
     assert_eq!((m.cursor, m.sent_upto, m.paused), (2, 5, true));
+    assert_eq!(journal.reader().unwrap().parked("m", 9).unwrap(), []);
+}
+
+#[test]
+fn what_is_parked_is_kept_whole_and_pending_until_it_is_done() {
+    let (_dir, journal) = fresh();
+    journal.add_mirror("m", true).unwrap();
+    journal.record(&content("a", 100)).unwrap();
+    journal.record(&unlink("b")).unwrap();
+    journal.record(&content("c", 7)).unwrap();
+    let reader = journal.reader().unwrap();
+    let parked: Vec<Parked> = reader
+        .rows(0, 2)
+        .unwrap()
+        .into_iter()
+        .zip([Some("denied"), None])
+        .map(|(row, error)| Parked {
+            row: Row {
+                cum_bytes: 0,
+                ..row
+            },
+            error: error.map(str::to_string),
+            attempts: 1,
+            next_try: error.map(|_| 5),
+        })
+        .collect();
+    let aside = Progress {
+        cursor: Some((2, 100)),
+        parked: parked.clone(),
+        ..Progress::default()
+    };
+    journal.advance("m", &aside).unwrap();
+    // Also when the log has dropped it.
+    journal.maintain().unwrap();
+    assert_eq!(reader.rows(0, 9).unwrap().len(), 1);
+    assert_eq!(reader.parked("m", 9).unwrap(), parked);
+    assert_eq!(reader.mirror("m").unwrap().first_parked, Some(1));
+    let backlog = reader.backlog("m").unwrap();
+    assert_eq!((backlog.ops, backlog.bytes, backlog.parked), (3, 107, 1));
+    assert_eq!(backlog.next_try, Some(5));
+    let done = Progress {
+        unparked: vec![1, 2],
+        ..Progress::default()
+    };
+    journal.advance("m", &done).unwrap();
+    assert_eq!(reader.parked("m", 9).unwrap(), []);
+    assert_eq!(reader.backlog("m").unwrap().ops, 1);
 }

@@ -56,6 +56,11 @@ pub enum MirrorError {
         /// What the server said.
         status: Status,
     },
+    /// More changes than can be kept are set aside.
+    TooManyParked {
+        /// Why the first of them was refused.
+        first: Option<String>,
+    },
     /// A file of the source can't be read.
     Source {
         /// In words.
@@ -110,6 +115,7 @@ impl MirrorError {
             | MirrorError::Base { .. }
             | MirrorError::NeedsSync { .. }
             | MirrorError::Lacks { .. }
+            | MirrorError::TooManyParked { .. }
             | MirrorError::Refused { .. } => Class::Mirror,
             MirrorError::Session(_) | MirrorError::Source { .. } | MirrorError::Journal(_) => {
                 Class::Connection
@@ -169,6 +175,17 @@ impl fmt::Display for MirrorError {
             ),
             MirrorError::Refused { seq, change, status } => {
                 write!(f, "change {seq} ({change}) was refused: {status}{}", advice(status))
+            }
+            MirrorError::TooManyParked { first } => {
+                write!(
+                    f,
+                    "more than {} changes are parked or wait behind parked ones (see `proxyfs tasks`)",
+                    super::held::MOST
+                )?;
+                match first {
+                    Some(why) => write!(f, "; the first: {why}"),
+                    None => Ok(()),
+                }
             }
             MirrorError::Source { change, why } => {
                 write!(f, "{change}: the source's file cannot be read: {why}")

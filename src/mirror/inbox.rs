@@ -22,6 +22,8 @@ pub enum Notice {
     Pause,
     /// Go on, and try again at once if something failed.
     Resume,
+    /// Try again at once what failed, parked changes too; what is paused stays so.
+    TryAgain,
     /// End.
     Stop,
 }

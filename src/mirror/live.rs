@@ -18,6 +18,8 @@ pub struct Now {
     pub settled: Option<Seq>,
     /// What went wrong last, if it still stands.
     pub last_error: Option<String>,
+    /// Parked changes are about to be tried again, or are being tried.
+    pub trying_parked: bool,
     /// When it is tried again.
     pub retry_at: Option<Instant>,
     /// The file being sent, with its length and how much of it is sent.
@@ -44,6 +46,7 @@ impl Live {
             state: MirrorState::Syncing,
             settled,
             last_error,
+            trying_parked: false,
             retry_at: None,
             current: None,
             bytes_per_second: 0,
@@ -89,6 +92,11 @@ impl Live {
         }
     }
 
+    /// Parked changes are about to be tried again.
+    pub fn trying_parked(&self) {
+        self.inner().now.trying_parked = true;
+    }
+
     /// A session is up.
     pub fn connected(&self, unsupported: Vec<String>) {
         let mut inner = self.inner();
@@ -100,11 +108,13 @@ impl Live {
         now.unsupported = unsupported;
     }
 
-    /// The worker is at work: `drained` when nothing is left to do, `settled` when directories' times
+    /// The worker is at work: `drained` when nothing is left to do, `at_rest` when no parked change is being
+    /// tried, `settled` when directories' times
     /// are right up to there, `sent` the bytes of this session so far.
     pub(super) fn working(
         &self,
         drained: bool,
+        at_rest: bool,
         settled: Seq,
         sent: u64,
         current: impl FnOnce() -> Option<(String, (u64, u64))>,
@@ -127,6 +137,7 @@ impl Live {
         } else {
             MirrorState::Syncing
         };
+        now.trying_parked &= !at_rest;
         now.settled = now.settled.max(Some(settled));
         now.current = current().map(|(path, (size, done))| (path, size, done));
     }

@@ -24,25 +24,29 @@
 //! * *A request fails behind others that were sent with it.* Later rows on the same paths have seen a
 //!   state that is not theirs. So the pipeline drains, the failure is dealt with alone, and all that was
 //!   sent behind it is sent again, as uncertain rows.
+//! * *A change is refused for a reason of its own*: it is set aside, with all that depends on it, and the
+//!   rest goes on; see [`Held`].
 //! * *The mirror's disk fills up in a WRITE, the rename behind it succeeds* (P4): nothing is published
 //!   before every reply of its staging is there.
 
 use super::covers::{self, Covers};
 use super::errors::MirrorError;
 use super::ghosts::Ghosts;
+use super::held::Held;
 use super::inbox::{Inbox, Notice};
 use super::live::Live;
 use super::plan::{self, Place, Publish, Rules, Staging, Verdict};
 use super::related::PathIndex;
 use super::settle::Settle;
 use super::source::Source;
-use super::upload::{Outcome, Start, Upload, attributes_now};
+use super::upload::{CHUNK, Outcome, Start, Upload, attributes_now};
 use crate::change::{ByteRanges, Change, Extent, NodeId, RelPath, Seq};
 use crate::journal::{Journal, Progress, Reader, Row};
-use crate::sftp::{Remote, Reply, Request, Status, Ticket, code};
+use crate::sftp::{Attrs, OpenMode, Remote, Reply, Request, Status, Ticket, code};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+mod aside;
 mod fates;
 mod in_place;
 mod publishing;
@@ -94,6 +98,10 @@ pub struct Setup<'a> {
     pub inbox: &'a Inbox,
     /// What `status` shows of it.
     pub live: &'a Live,
+    /// How long a parked change waits for its first try.
+    pub parked_pause: Duration,
+    /// Parked changes are tried again at once.
+    pub try_again: bool,
 }
 
 /// Why a pipeline ended without an error.
@@ -117,7 +125,7 @@ enum Stage {
     Gone,
     /// An earlier row's send has brought what this one is about: see [`Covers`].
     Covered(Seq),
-    /// The mirror does not take it. That ends the session when everything before it is done.
+    /// The mirror does not take it. That is dealt with when everything before it is done.
     Refused(Status),
 }
 
@@ -129,6 +137,8 @@ enum Step {
     InPlace,
     /// It went wrong: to be dealt with when nothing is in flight.
     Trouble(Verdict),
+    /// It is set aside: parked with an error, or waiting behind one that is.
+    Held(Option<String>),
     Done,
 }
 
@@ -157,9 +167,35 @@ struct Job {
     in_place: bool,
     /// That did not do.
     whole: bool,
+    /// Its paths are among those in flight.
+    noted: bool,
 }
 
 impl Job {
+    fn new(row: Row) -> Job {
+        let stage = match plan::staging(&row.change) {
+            Staging::None => Stage::Ready,
+            Staging::File | Staging::Symlink => Stage::Waiting,
+        };
+        Job {
+            row,
+            stage,
+            step: Step::Waiting,
+            restaged: 0,
+            denied: 0,
+            anew: false,
+            instead: None,
+            absent: false,
+            lost: false,
+            fate: Fate::Lives,
+            vacant: false,
+            alone: false,
+            in_place: false,
+            whole: false,
+            noted: false,
+        }
+    }
+
     /// The change as it is carried out here.
     fn change(&self) -> &Change {
         self.instead.as_ref().unwrap_or(&self.row.change)
@@ -267,6 +303,7 @@ pub struct Pipeline<'a, R: Remote> {
     /// How many rows that set attributes have been sent.
     attrs_set: u64,
     by_path: ByPath,
+    held: Held,
     recorded_at: Instant,
     /// Everything up to here is done, directories' times included.
     settled: Seq,
@@ -287,6 +324,8 @@ impl<'a, R: Remote> Pipeline<'a, R> {
         let position = setup.journal.mirror(setup.name)?;
         let touched = setup.reader.touched(setup.name)?;
         let ghosts = Ghosts::new(setup.reader.ghosts(setup.name)?);
+        let parked = setup.reader.parked(setup.name, usize::MAX)?;
+        let held = Held::new(parked, setup.parked_pause, setup.try_again);
         let now = Instant::now();
         Ok(Pipeline {
             setup,
@@ -313,6 +352,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             covers: Covers::default(),
             attrs_set: 0,
             by_path: ByPath::default(),
+            held,
             recorded_at: now,
             settled: 0,
             settling: None,
@@ -341,7 +381,8 @@ impl<'a, R: Remote> Pipeline<'a, R> {
                 match notice {
                     Notice::Stop => return Ok(Ended::Stopped),
                     Notice::Pause => return Ok(Ended::Paused),
-                    Notice::Changes | Notice::Resume => {}
+                    Notice::Resume | Notice::TryAgain => self.held.try_again(),
+                    Notice::Changes => {}
                 }
             }
             if !self.is_halted() {
@@ -349,6 +390,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
                 // In this order: files that are closed make room for others in the same round trip.
                 self.feed_uploads()?;
                 self.start_uploads()?;
+                self.try_held_again()?;
                 self.publish()?;
             } else {
                 self.feed_uploads()?;
@@ -428,27 +470,8 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             }
             for row in rows {
                 self.loaded = row.seq;
-                let stage = match plan::staging(&row.change) {
-                    Staging::None => Stage::Ready,
-                    Staging::File | Staging::Symlink => Stage::Waiting,
-                };
                 self.by_path.came(&row);
-                self.window.push_back(Job {
-                    row,
-                    stage,
-                    step: Step::Waiting,
-                    restaged: 0,
-                    denied: 0,
-                    anew: false,
-                    instead: None,
-                    absent: false,
-                    lost: false,
-                    fate: Fate::Lives,
-                    vacant: false,
-                    alone: false,
-                    in_place: false,
-                    whole: false,
-                });
+                self.window.push_back(Job::new(row));
             }
         }
         Ok(())
@@ -493,7 +516,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
     fn unrecorded(&self) -> bool {
         self.window
             .front()
-            .is_some_and(|j| matches!(j.step, Step::Done))
+            .is_some_and(|j| matches!(j.step, Step::Done | Step::Held(_)))
     }
 
     fn record_if_due(&mut self) -> Result<(), MirrorError> {
@@ -513,20 +536,28 @@ impl<'a, R: Remote> Pipeline<'a, R> {
     /// Notes in the journal what is done.
     fn record(&mut self) -> Result<(), MirrorError> {
         let mut done = None;
+        let (mut parked, mut unparked) = (Vec::new(), Vec::new());
         while self.unrecorded() {
-            let Some(job) = self.window.pop_front() else {
+            let Some(mut job) = self.window.pop_front() else {
                 break;
             };
-            self.cursor = job.row.seq;
+            let seq = job.row.seq;
             self.by_path.left(&job.row);
-            done = Some((job.row.seq, job.row.cum_bytes));
-            self.forget_in_flight(&job);
-            log::debug!(
-                "mirror {}: {} {} is done",
-                self.setup.name,
-                self.cursor,
-                job.row.change
-            );
+            self.forget_in_flight(&mut job);
+            // One that was set aside is behind the cursor already.
+            if seq > self.cursor {
+                self.cursor = seq;
+                done = Some((seq, job.row.cum_bytes));
+            }
+            if let Step::Held(error) = job.step {
+                parked.push(self.held.note(job.row, error));
+                continue;
+            }
+            if self.held.done(seq) {
+                unparked.push(seq);
+            }
+            let (name, change) = (self.setup.name, &job.row.change);
+            log::debug!("mirror {name}: {seq} {change} is done");
             self.ghosts.follow(&job.row.change, job.absent);
             if !matches!(job.stage, Stage::Gone | Stage::Covered(_)) {
                 self.settle.touch_for(&job.row.change);
@@ -534,7 +565,8 @@ impl<'a, R: Remote> Pipeline<'a, R> {
         }
         let (touched, settled) = self.settle.news();
         let (ghosts, laid) = self.ghosts.news();
-        if done.is_none() && touched.is_empty() && settled.is_empty() {
+        let none_aside = parked.is_empty() && unparked.is_empty();
+        if done.is_none() && none_aside && touched.is_empty() && settled.is_empty() {
             return Ok(());
         }
         let progress = Progress {
@@ -543,6 +575,8 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             settled,
             ghosts,
             laid,
+            parked,
+            unparked,
         };
         self.setup.journal.advance(self.setup.name, &progress)?;
         self.recorded_at = Instant::now();
@@ -569,11 +603,9 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             self.settling = fits.then_some(self.cursor);
         }
         let head = self.setup.journal.head();
-        let (place, in_flight) = (&self.setup.place, &self.in_flight);
-        let Some(requests) = self
-            .settle
-            .requests(place, in_flight, self.cursor, head, now)
-        else {
+        let place = &self.setup.place;
+        let busy = |dir: &RelPath| self.in_flight.reaches_over(dir) || self.held.reaches_over(dir);
+        let Some(requests) = self.settle.requests(place, busy, self.cursor, head, now) else {
             return Ok(());
         };
         if requests.is_empty() {
@@ -593,7 +625,12 @@ impl<'a, R: Remote> Pipeline<'a, R> {
         if self.settle.is_clear() {
             self.settled = self.cursor;
         }
-        let drained = self.is_drained() && self.settle.is_clear();
+        let first = self.window.front().map(|job| job.row.seq);
+        let at_rest = self.held.is_at_rest(first);
+        // What the mirror lacks is not settled, however far the cursor is.
+        let lacks = self.held.first();
+        let settled = lacks.map_or(self.settled, |first| self.settled.min(first - 1));
+        let drained = self.is_drained() && self.settle.is_clear() && lacks.is_none();
         match (drained, self.behind_since) {
             (false, None) => self.behind_since = Some((Instant::now(), self.cursor)),
             (true, Some((since, cursor))) => {
@@ -617,6 +654,6 @@ impl<'a, R: Remote> Pipeline<'a, R> {
         };
         self.setup
             .live
-            .working(drained, self.settled, self.remote.traffic().0, current);
+            .working(drained, at_rest, settled, self.remote.traffic().0, current);
     }
 }

@@ -70,6 +70,11 @@ impl Place {
         self.below(format!(".proxyfs/exchange-{seq}").as_bytes())
     }
 
+    /// A file that is written to see whether any can be.
+    pub fn probe(&self) -> Vec<u8> {
+        self.below(b".proxyfs/probe")
+    }
+
     fn below(&self, rest: &[u8]) -> Vec<u8> {
         let mut path = self.base.clone();
         if path.last() != Some(&b'/') {

@@ -8,6 +8,7 @@
 use super::errors::{BaseTrouble, MirrorError};
 use super::pipeline::MARKS;
 use super::plan::{PRIVATE_DIR, Place, Rules, is_dir};
+use crate::change::Seq;
 use crate::journal::Position;
 use crate::sftp::{Attrs, Handle, Remote, Reply, Request, SessionError, Status, Ticket, code};
 use std::collections::{HashMap, HashSet};
@@ -161,7 +162,9 @@ fn clear_stage<R: Remote>(
     }
     for name in marks {
         let seq = name.strip_prefix(b"exchange-").and_then(number);
-        if let Some(seq) = seq.filter(|seq| *seq <= position.cursor) {
+        // An exchange that is parked may have stopped half-way.
+        let parked = position.first_parked.unwrap_or(Seq::MAX);
+        if let Some(seq) = seq.filter(|seq| *seq <= position.cursor && *seq < parked) {
             let mark = place.exchange(seq);
             let parts = MARKS.map(|part| [&mark[..], b"/", part.as_bytes()].concat());
             requests.extend(parts.map(|path| Request::Rmdir { path }));

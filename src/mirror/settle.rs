@@ -15,7 +15,6 @@
 //! back here with its time. It is noted before it is opened.
 
 use super::plan::Place;
-use super::related::PathIndex;
 use super::source::{Source, sftp_time};
 use crate::change::{Change, RelPath, Seq};
 use crate::sftp::{Attrs, Request};
@@ -219,12 +218,12 @@ impl Settle {
         Ok(true)
     }
 
-    /// The requests of a look, once the mirror is as far as the log was then. `in_flight` are the paths of
-    /// changes that were sent and are not behind `cursor`. None: not yet.
+    /// The requests of a look, once the mirror is as far as the log was then. `busy` says of a directory
+    /// whether a change on it, or above it, was sent and is not behind `cursor`, or is set aside. None: not yet.
     pub fn requests(
         &mut self,
         place: &Place,
-        in_flight: &PathIndex,
+        busy: impl Fn(&RelPath) -> bool,
         cursor: Seq,
         head: Seq,
         now: Instant,
@@ -238,7 +237,7 @@ impl Settle {
         }
         let (mut asked, mut requests) = (Vec::new(), Vec::new());
         for (dir, number, attrs) in self.look.take()?.seen {
-            if self.touched.get(&dir) != Some(&number) || in_flight.reaches_over(&dir) {
+            if self.touched.get(&dir) != Some(&number) || busy(&dir) {
                 continue; // it has changed since
             }
             match attrs {
@@ -299,6 +298,7 @@ impl Settle {
 
 #[cfg(test)]
 mod tests {
+    use super::super::related::PathIndex;
     use super::*;
 
     /// How far the log is.
@@ -316,8 +316,7 @@ mod tests {
 
     fn send(settle: &mut Settle, cursor: Seq) -> Option<Vec<String>> {
         let later = Instant::now() + GRACE;
-        let nothing = PathIndex::default();
-        let requests = settle.requests(&Place::new(b"/m"), &nothing, cursor, HEAD, later)?;
+        let requests = settle.requests(&Place::new(b"/m"), |_| false, cursor, HEAD, later)?;
         let paths = requests.iter().map(|r| match r {
             Request::Setstat { path, .. } => String::from_utf8_lossy(path).into_owned(),
             other => panic!("{other:?}"),
@@ -410,7 +409,7 @@ mod tests {
         let mut in_flight = PathIndex::default();
         in_flight.insert(&path("d"));
         let (place, later) = (Place::new(b"/m"), Instant::now() + GRACE);
-        let requests = settle.requests(&place, &in_flight, HEAD, HEAD, later);
+        let requests = settle.requests(&place, |d| in_flight.reaches_over(d), HEAD, HEAD, later);
         assert_eq!(requests, Some(vec![]));
         assert!(!settle.is_clear());
     }

@@ -26,6 +26,9 @@ pub struct Cut {
     pub effect: bool,
 }
 
+/// The status code with which a request is refused, if it is.
+type Refuse<'a> = Box<dyn FnMut(&Request) -> Option<u32> + 'a>;
+
 pub struct FakeServer<'a> {
     features: Features,
     queued: VecDeque<(Ticket, Request)>,
@@ -41,6 +44,8 @@ pub struct FakeServer<'a> {
     idle: Box<dyn FnMut() + 'a>,
     /// Called before each request is carried out.
     watch: Box<dyn FnMut(&Request) + 'a>,
+    /// Says which requests are refused, and how.
+    pub refuse: Refuse<'a>,
     /// Every request that changed something, in order, for a failing test's message.
     pub trace: Vec<String>,
 }
@@ -75,6 +80,7 @@ impl<'a> FakeServer<'a> {
             batch: batch.max(1),
             idle: Box::new(idle),
             watch: Box::new(watch),
+            refuse: Box::new(|_| None),
             trace: Vec::new(),
         }
     }
@@ -82,9 +88,15 @@ impl<'a> FakeServer<'a> {
     fn execute(&mut self, request: Request) -> Reply {
         (self.watch)(&request);
         let told = show(&request);
-        let reply = self
-            .carry_out(request)
-            .unwrap_or_else(|why| Reply::Status(status_of(&why)));
+        let reply = match (self.refuse)(&request) {
+            Some(code) => Reply::Status(Status {
+                code,
+                message: "refused by the test".to_string(),
+            }),
+            None => self
+                .carry_out(request)
+                .unwrap_or_else(|why| Reply::Status(status_of(&why))),
+        };
         self.trace.push(format!(
             "{} => {reply:?}",
             told.chars().take(200).collect::<String>()

@@ -6,18 +6,33 @@ use super::*;
 impl<R: Remote> Pipeline<'_, R> {
     pub(super) fn publish(&mut self) -> Result<(), MirrorError> {
         self.barrier = false;
+        if self.held.is_due() {
+            return Ok(()); // those come first
+        }
         while self.publishing < PUBLISHING && self.trouble.is_none() {
             let index = self.first_from(self.publish_next);
             let Some(job) = self.window.get(index) else {
                 break;
             };
             let seq = job.row.seq;
+            if !matches!(job.step, Step::Waiting) {
+                self.publish_next = seq + 1;
+                continue;
+            }
+            let under_way = matches!(job.stage, Stage::Uploading(_) | Stage::Symlink(..));
+            if self.held.touches(&job.row.change) && !under_way {
+                self.set_aside(index, None)?;
+                self.publish_next = seq + 1;
+                continue;
+            }
             self.look_for_what_covers(index);
             let job = &self.window[index];
             match &job.stage {
                 Stage::Ready | Stage::Gone | Stage::Covered(_) => {}
                 Stage::Refused(status) if self.publishing == 0 => {
-                    return Err(MirrorError::refused(seq, job.change(), status.clone()));
+                    let status = status.clone();
+                    self.in_trouble(seq, Verdict::Failed(status));
+                    break;
                 }
                 Stage::Refused(_) => break,
                 Stage::Uploading(_) if matches!(job.step, Step::InPlace) => {
@@ -136,7 +151,8 @@ impl<R: Remote> Pipeline<'_, R> {
     /// on their way meanwhile.
     pub(super) fn announce(&mut self) -> Result<(), MirrorError> {
         self.remote.pump(Duration::ZERO, None)?;
-        let upto = self.loaded;
+        // Never less than the cursor: what is set aside there was not announced before.
+        let upto = self.loaded.max(self.cursor);
         self.setup.journal.announce(self.setup.name, upto)?;
         self.announced = upto;
         Ok(())
@@ -194,7 +210,8 @@ impl<R: Remote> Pipeline<'_, R> {
     }
 
     pub(super) fn note_in_flight(&mut self, index: usize) {
-        let job = &self.window[index];
+        let job = &mut self.window[index];
+        job.noted = true;
         for path in job.row.change.paths() {
             self.in_flight.insert(path);
             if job.row.change.is_pivot() {
@@ -209,7 +226,10 @@ impl<R: Remote> Pipeline<'_, R> {
         }
     }
 
-    pub(super) fn forget_in_flight(&mut self, job: &Job) {
+    pub(super) fn forget_in_flight(&mut self, job: &mut Job) {
+        if !std::mem::take(&mut job.noted) {
+            return;
+        }
         for path in job.row.change.paths() {
             self.in_flight.remove(path);
             if job.row.change.is_pivot() {

@@ -84,6 +84,10 @@ impl<R: Remote> Pipeline<'_, R> {
         if !matches!(job.stage, Stage::Waiting) {
             return Ok(());
         }
+        // It will be set aside when its turn comes.
+        if self.held.touches(&job.row.change) {
+            return Ok(());
+        }
         if job.fate == Fate::Dead {
             job.stage = Stage::Gone;
             return Ok(());
@@ -276,7 +280,7 @@ impl<R: Remote> Pipeline<'_, R> {
     }
 
     /// A row's content is not sent. Rows that relied on it have to see for themselves.
-    fn comes_to_nothing(&mut self, seq: Seq) {
+    pub(super) fn comes_to_nothing(&mut self, seq: Seq) {
         let Some(index) = self.index(seq) else { return };
         self.window[index].stage = Stage::Gone;
         let Some(content) = self.window[index].content() else {

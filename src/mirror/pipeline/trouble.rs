@@ -5,7 +5,6 @@
 
 use super::super::plan::{is_dir, judge, looks, seen};
 use super::*;
-use crate::sftp::Attrs;
 
 /// Bits that the mirror's user needs on a directory to work in it.
 const OWNER_ALL: u32 = 0o700;
@@ -29,6 +28,20 @@ impl<R: Remote> Pipeline<'_, R> {
         let Some(seq) = self.trouble.take() else {
             return Ok(());
         };
+        match self.deal_with(seq) {
+            Err(MirrorError::Refused { status, .. }) => self.refused(seq, status)?,
+            done => done?,
+        }
+        // Rows behind this one may be in trouble too.
+        let first = self
+            .window
+            .iter()
+            .find(|j| matches!(j.step, Step::Trouble(_)));
+        self.trouble = first.map(|j| j.row.seq);
+        Ok(())
+    }
+
+    fn deal_with(&mut self, seq: Seq) -> Result<(), MirrorError> {
         let uncertain = seq <= self.uncertain;
         let Some(job) = self.job(seq) else {
             return Ok(());
@@ -36,6 +49,9 @@ impl<R: Remote> Pipeline<'_, R> {
         let change = job.change().clone();
         let in_place = job.is_in_place();
         let refused = |status| MirrorError::refused(seq, &change, status);
+        if let Stage::Refused(status) = &job.stage {
+            return Err(refused(status.clone()));
+        }
         match std::mem::replace(&mut job.step, Step::Waiting) {
             Step::Waiting => match self.exchange(seq, &change) {
                 Err(MirrorError::Refused { status, .. })
@@ -89,16 +105,14 @@ impl<R: Remote> Pipeline<'_, R> {
                 }
                 self.rewind(seq);
             }
-            done @ (Step::Trouble(Verdict::Done) | Step::Sent(..) | Step::InPlace | Step::Done) => {
+            done @ (Step::Trouble(Verdict::Done)
+            | Step::Sent(..)
+            | Step::InPlace
+            | Step::Held(_)
+            | Step::Done) => {
                 self.set_step(seq, done);
             }
         }
-        // Rows behind this one may be in trouble too.
-        let first = self
-            .window
-            .iter()
-            .find(|j| matches!(j.step, Step::Trouble(_)));
-        self.trouble = first.map(|j| j.row.seq);
         Ok(())
     }
 
@@ -109,7 +123,7 @@ impl<R: Remote> Pipeline<'_, R> {
     }
 
     /// Sends one request and waits for its reply.
-    fn ask(&mut self, request: Request) -> Result<Reply, MirrorError> {
+    pub(super) fn ask(&mut self, request: Request) -> Result<Reply, MirrorError> {
         let asked = self.remote.send(request);
         loop {
             self.remote.pump(Duration::from_secs(1), None)?;
@@ -143,6 +157,9 @@ impl<R: Remote> Pipeline<'_, R> {
             .rposition(was_sent)
             .map_or(0, |at| at + 1);
         for index in from..sent.max(from + 1) {
+            if matches!(self.window[index].step, Step::Held(_)) {
+                continue; // its turn comes with that of what it waits for
+            }
             let Some(mut job) = self.window.remove(index) else {
                 break;
             };
@@ -152,9 +169,7 @@ impl<R: Remote> Pipeline<'_, R> {
                 job.restaged += 1;
                 self.stage_next = self.stage_next.min(job.row.seq);
             }
-            if index == from || !matches!(step, Step::Waiting) {
-                self.forget_in_flight(&job);
-            }
+            self.forget_in_flight(&mut job);
             self.window.insert(index, job);
         }
         self.publish_next = self.publish_next.min(seq);
@@ -287,7 +302,12 @@ impl<R: Remote> Pipeline<'_, R> {
                 self.move_entry(seq, change, &a, &aside)?;
             }
             if self.attributes_of(seq, change, &b)?.is_some() {
-                self.move_entry(seq, change, &b, &a)?;
+                let moved = self.move_entry(seq, change, &b, &a);
+                if matches!(moved, Err(MirrorError::Refused { .. })) {
+                    // It may be refused for long: what was set aside is seen in its place meanwhile.
+                    self.move_entry(seq, change, &aside, &a)?;
+                }
+                moved?;
             }
             self.make_mark(seq, change, &half)?;
         }

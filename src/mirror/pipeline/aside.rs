@@ -1,0 +1,143 @@
+//! Changes that are set aside, and tried again: see [`Held`].
+//!
+//! Whether a refusal is about one change or about the mirror is not told by SFTP v3, which says FAILURE
+//! for a full disk as for a directory in the way. So a file is written into ProxyFS's own directory there: where
+//! that is refused too (a full disk, a quota, a file system that is read-only by now), the mirror stops; else
+//! only the change is parked. That is asked while what was half staged still lies there: it must not be what
+//! was removed in between that makes room.
+
+use super::*;
+
+/// How long the trial file is, in bytes: more than the piece that no longer fitted.
+const PROBE: usize = 64 * 1024;
+
+impl<R: Remote> Pipeline<'_, R> {
+    /// The mirror does not take a row, and nothing is in flight.
+    ///
+    /// # Errors
+    /// It would not take any.
+    pub(super) fn refused(&mut self, seq: Seq, status: Status) -> Result<(), MirrorError> {
+        let Some(index) = self.index(seq) else {
+            return Ok(());
+        };
+        let change = self.window[index].change().clone();
+        if self.takes_nothing()? {
+            return Err(MirrorError::refused(seq, &change, status));
+        }
+        let name = self.setup.name;
+        let text = MirrorError::refused(seq, &change, status).to_string();
+        let attempts = self.held.attempts(seq) + 1;
+        if attempts.is_power_of_two() {
+            log::warn!(
+                "mirror {name}: {text}; it is parked, with what depends on it (attempt {attempts}): \
+                 `proxyfs try-again {name}` tries it at once"
+            );
+        }
+        self.discard_staged(seq);
+        self.set_aside(index, Some(text))?;
+        // What was sent behind it and depends on it has met a state that is not its own.
+        let sent = self.first_from(self.publish_next);
+        for later in index + 1..sent {
+            let job = &self.window[later];
+            if !matches!(job.step, Step::Held(_)) && self.held.touches(&job.row.change) {
+                self.set_aside(later, None)?;
+            }
+        }
+        self.publish_next = self.publish_next.max(seq + 1);
+        if let Some(first) = self.staging_refused.take() {
+            self.stage_next = self.stage_next.min(first);
+        }
+        Ok(())
+    }
+
+    /// Sets a row aside that has nothing under way.
+    ///
+    /// # Errors
+    /// There are too many.
+    pub(super) fn set_aside(
+        &mut self,
+        index: usize,
+        error: Option<String>,
+    ) -> Result<(), MirrorError> {
+        let Some(mut job) = self.window.remove(index) else {
+            return Ok(());
+        };
+        let seq = job.row.seq;
+        if self.held.is_full(seq) {
+            self.window.insert(index, job);
+            let parked = self.setup.reader.parked(self.setup.name, 1)?;
+            let first = parked.into_iter().find_map(|p| p.error);
+            return Err(MirrorError::TooManyParked { first });
+        }
+        self.forget_in_flight(&mut job);
+        let staged = matches!(job.stage, Stage::Ready) && !matches!(job.step, Step::Done);
+        if staged && job.is_staged() {
+            let path = self.setup.place.stage(seq);
+            self.remote.send(Request::Remove { path });
+        }
+        let change = job.row.change.clone();
+        job.step = Step::Held(error);
+        self.window.insert(index, job);
+        self.comes_to_nothing(seq);
+        self.held.add(seq, &change);
+        Ok(())
+    }
+
+    /// Puts what is set aside back into the window, in front, when it is to be tried again. All that was
+    /// sent is noted as done first.
+    pub(super) fn try_held_again(&mut self) -> Result<(), MirrorError> {
+        if !self.held.is_due() || self.publishing > 0 || self.trouble.is_some() {
+            return Ok(());
+        }
+        self.record()?;
+        if !matches!(
+            self.window.front().map(|job| &job.step),
+            None | Some(Step::Waiting)
+        ) {
+            return Ok(());
+        }
+        // J3: some of them were never sent.
+        self.announce()?;
+        self.uncertain = self.uncertain.max(self.cursor);
+        let rows = self.held.take_all(self.cursor);
+        if let Some(first) = rows.first() {
+            self.publish_next = first.seq;
+            self.stage_next = first.seq;
+        }
+        for row in rows.into_iter().rev() {
+            self.by_path.came(&row);
+            self.window.push_front(Job::new(row));
+        }
+        Ok(())
+    }
+
+    /// Whether not even a file of our own can be written there.
+    fn takes_nothing(&mut self) -> Result<bool, MirrorError> {
+        let path = self.setup.place.probe();
+        let attrs = Attrs {
+            mode: Some(0o600),
+            ..Attrs::default()
+        };
+        let open = Request::Open {
+            path: path.clone(),
+            mode: OpenMode::Create,
+            attrs,
+        };
+        let Reply::Handle(handle) = self.ask(open)? else {
+            return Ok(true);
+        };
+        let mut refused = false;
+        for (offset, data) in (0..PROBE).step_by(CHUNK).map(|at| (at, vec![0x5a; CHUNK])) {
+            let write = Request::Write {
+                handle: handle.clone(),
+                offset: offset as u64,
+                data,
+            };
+            refused |= matches!(self.ask(write)?, Reply::Status(_));
+        }
+        // Some say only now that the disk is full.
+        refused |= matches!(self.ask(Request::Close { handle })?, Reply::Status(_));
+        self.ask(Request::Remove { path })?;
+        Ok(refused)
+    }
+}
