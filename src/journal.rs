@@ -45,6 +45,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// The schema this program writes. A journal with a higher number is refused.
 pub const SCHEMA_VERSION: i64 = 2;
 
+/// The key of [`Journal::meta`] under which the source's id is.
+pub const SOURCE_ID: &str = "source_id";
+
 /// Name of the database in `state_dir`.
 pub const FILE_NAME: &str = "journal.db";
 
@@ -301,12 +304,13 @@ impl Journal {
             let (head, cum_bytes) = (writer.head as i64, writer.cum_bytes as i64);
             if position_of(&writer.db, name)?.lacks > 0 {
                 writer.db.execute(
-                    "UPDATE mirror SET cursor = ?2, cursor_bytes = ?3, adopted = 0 WHERE name = ?1",
+                    "UPDATE mirror SET cursor = ?2, cursor_bytes = ?3 WHERE name = ?1",
                     params![name, head, cum_bytes],
                 )?;
             }
             writer.db.execute(
-                "UPDATE mirror SET sent_upto = ?2 WHERE name = ?1",
+                "UPDATE mirror SET sent_upto = ?2, adopted = 0, marked = NULL, marking = NULL
+                 WHERE name = ?1",
                 params![name, head],
             )?;
             // What was set aside is older than the copy.
@@ -381,6 +385,52 @@ impl Journal {
             all.commit()
         };
         note().map_err(|why| self.sql(why))
+    }
+
+    /// Of which change a mirror's marker is, at least and at most, as far as one was written.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn marker(&self, name: &str) -> Result<(Option<Seq>, Option<Seq>), JournalError> {
+        let seq = |n: Option<i64>| n.map(|n| n as Seq);
+        self.writer()
+            .db
+            .query_row(
+                "SELECT marked, marking FROM mirror WHERE name = ?1",
+                [name],
+                |r| Ok((seq(r.get(0)?), seq(r.get(1)?))),
+            )
+            .map_err(|why| self.sql(why))
+    }
+
+    /// A marker of this change is about to be written; on the disk when this returns.
+    ///
+    /// # Errors
+    /// SQLite's or the disk's: it may not be written then.
+    pub fn is_marking(&self, name: &str, seq: Seq) -> Result<(), JournalError> {
+        self.writer()
+            .db
+            .execute(
+                "UPDATE mirror SET marking = max(ifnull(marking, 0), ?2) WHERE name = ?1",
+                params![name, seq as i64],
+            )
+            .map_err(|why| self.sql(why))?;
+        self.sync()
+    }
+
+    /// A marker of this change is there.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn has_marked(&self, name: &str, seq: Seq) -> Result<(), JournalError> {
+        self.writer()
+            .db
+            .execute(
+                "UPDATE mirror SET marked = ?2 WHERE name = ?1",
+                params![name, seq as i64],
+            )
+            .map(drop)
+            .map_err(|why| self.sql(why))
     }
 
     /// Pauses a mirror, or lets it go on; on the disk when this returns.

@@ -16,6 +16,7 @@ mod ghosts;
 mod held;
 pub mod inbox;
 pub mod live;
+mod marker;
 pub mod pipeline;
 pub mod plan;
 pub mod prepare;
@@ -26,7 +27,7 @@ pub mod upload;
 
 use crate::change::Seq;
 use crate::config::{Login, MirrorConfig};
-use crate::journal::{Journal, JournalError};
+use crate::journal::{Journal, JournalError, SOURCE_ID};
 use crate::sftp::session::{self, Abort, Secret, Target};
 use crate::status::MirrorState;
 use errors::{Class, MirrorError};
@@ -282,7 +283,13 @@ impl Life {
         let adopted = position.adopted;
         // Where nothing is, there is nothing to have a copy of.
         position.adopted |= self.source.is_empty().map_err(source_error)?;
-        let rules = prepare::prepare(&mut remote, &place, &position, self.config.preserve_owner)?;
+        let source_id = self.journal.meta(SOURCE_ID)?.unwrap_or_default();
+        let known = prepare::Known {
+            position: &position,
+            source_id: &source_id,
+            marker: self.journal.marker(&name)?,
+        };
+        let rules = prepare::prepare(&mut remote, &place, &known, self.config.preserve_owner)?;
         if !adopted {
             self.journal.adopt_mirror(&name)?;
         }
@@ -330,6 +337,7 @@ impl Life {
             (_, MirrorError::NeedsSync { .. } | MirrorError::Lacks { .. }) => {
                 MirrorState::NeedsSync
             }
+            (_, MirrorError::Marker { what, .. }) if what.needs_sync() => MirrorState::NeedsSync,
             (Class::Mirror, _) => MirrorState::Stopped,
             (Class::Connection, _) => MirrorState::Retrying,
         };

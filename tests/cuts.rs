@@ -18,7 +18,7 @@ use proxyfs::mirror::inbox::{Notice, inbox};
 use proxyfs::mirror::live::Live;
 use proxyfs::mirror::pipeline::{Pipeline, Setup};
 use proxyfs::mirror::plan::Place;
-use proxyfs::mirror::prepare::prepare;
+use proxyfs::mirror::prepare::{Known, prepare};
 use proxyfs::mirror::source::Source;
 use proxyfs::sftp::{OpenMode, Request, code};
 use std::cell::{Cell, RefCell};
@@ -444,7 +444,12 @@ fn session(
     server.refuse = Box::new(|request| trouble.refuses(request));
     let place = Place::new(base.as_os_str().as_bytes());
     let position = reader.mirror("m").unwrap();
-    let rules = match prepare(&mut server, &place, &position, false) {
+    let known = Known {
+        position: &position,
+        source_id: "",
+        marker: journal.marker("m").unwrap(),
+    };
+    let rules = match prepare(&mut server, &place, &known, false) {
         Ok(rules) => rules,
         Err(why) => return (Some(why), std::mem::take(&mut server.trace)),
     };

@@ -11,6 +11,7 @@ mod commands;
 mod config;
 mod cuts;
 mod excluded;
+mod markers;
 mod mirror_errors;
 mod mount;
 mod order;

@@ -142,7 +142,7 @@ fn left_over(base: &Path) -> impl Iterator<Item = String> {
     let private = base.join(".proxyfs");
     let names = |dir| fs::read_dir(dir).into_iter().flatten().flatten();
     let staged = names(private.join("stage"));
-    let marks = names(private).filter(|e| e.file_name() != "stage");
+    let marks = names(private).filter(|e| e.file_name() != "stage" && e.file_name() != "position");
     staged.chain(marks).map(|e| e.path().display().to_string())
 }
 

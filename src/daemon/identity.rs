@@ -8,7 +8,7 @@
 //! The id is written to the source first and to the journal then: killed in between, the next start finds
 //! an id that no journal knows, and takes it over.
 
-use crate::journal::{Journal, JournalError};
+use crate::journal::{Journal, JournalError, SOURCE_ID};
 use crate::local::RESERVED;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, fsync, mkdirat, openat, renameat};
 use rustix::io::Errno;
@@ -18,9 +18,6 @@ use std::io::{self, Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-
-/// The key in the journal.
-const SOURCE_ID: &str = "source_id";
 
 /// Why the daemon may not use this source with this journal.
 #[derive(Debug)]

@@ -4,6 +4,7 @@
 //! again for ever. *Mirror*: something is wrong there that a person has to put right; it is retried
 //! too, but seldom. In both cases the log waits: nothing is ever skipped.
 
+pub use super::marker::MarkerTrouble;
 use crate::change::{Change, Seq};
 use crate::journal::JournalError;
 use crate::sftp::session::ConnectError;
@@ -55,6 +56,13 @@ pub enum MirrorError {
         change: String,
         /// What the server said.
         status: Status,
+    },
+    /// The mirror's directory is not the one that it was, or not this source's.
+    Marker {
+        /// The directory.
+        path: String,
+        /// What its marker tells.
+        what: MarkerTrouble,
     },
     /// More changes than can be kept are set aside.
     TooManyParked {
@@ -115,6 +123,7 @@ impl MirrorError {
             | MirrorError::Base { .. }
             | MirrorError::NeedsSync { .. }
             | MirrorError::Lacks { .. }
+            | MirrorError::Marker { .. }
             | MirrorError::TooManyParked { .. }
             | MirrorError::Refused { .. } => Class::Mirror,
             MirrorError::Session(_) | MirrorError::Source { .. } | MirrorError::Journal(_) => {
@@ -176,6 +185,30 @@ impl fmt::Display for MirrorError {
             MirrorError::Refused { seq, change, status } => {
                 write!(f, "change {seq} ({change}) was refused: {status}{}", advice(status))
             }
+            MirrorError::Marker { path, what } => match what {
+                MarkerTrouble::Missing => write!(
+                    f,
+                    "the marker that was written to {path} is gone: if the mirror's disk is not mounted, \
+                     mount it and run `proxyfs try-again`; if it was wiped, {COPY}"
+                ),
+                MarkerTrouble::Older { found, written } => write!(
+                    f,
+                    "{path} is older than it was: its marker is of change {found}, and one of {written} was \
+                     written; it was restored from a backup, or its host lost power: {COPY}"
+                ),
+                MarkerTrouble::Newer { found, written } => write!(
+                    f,
+                    "{path} is ahead of the log: its marker is of change {found}, and none behind {written} \
+                     was written from here; two mirrors have the same path, or state_dir was restored from \
+                     a backup: {COPY}"
+                ),
+                MarkerTrouble::Foreign { source } => write!(
+                    f,
+                    "{path} is the mirror of another source ({source}): correct `path`; if it is to be this \
+                     one's from now on, remove .proxyfs there, copy the source there (rsync -a --delete), and \
+                     run `proxyfs resume` for this mirror"
+                ),
+            },
             MirrorError::TooManyParked { first } => {
                 write!(
                     f,
@@ -194,6 +227,10 @@ impl fmt::Display for MirrorError {
         }
     }
 }
+
+/// What to do where a mirror is not what it was.
+const COPY: &str =
+    "copy the source there (rsync -a --delete), then run `proxyfs resume` for this mirror";
 
 /// What to do about a refusal.
 fn advice(status: &Status) -> &'static str {

@@ -35,13 +35,14 @@ use super::ghosts::Ghosts;
 use super::held::Held;
 use super::inbox::{Inbox, Notice};
 use super::live::Live;
+use super::marker::{Marker, Renewal};
 use super::plan::{self, Place, Publish, Rules, Staging, Verdict};
 use super::related::PathIndex;
 use super::settle::Settle;
 use super::source::Source;
 use super::upload::{CHUNK, Outcome, Start, Upload, attributes_now};
 use crate::change::{ByteRanges, Change, Extent, NodeId, RelPath, Seq};
-use crate::journal::{Journal, Progress, Reader, Row};
+use crate::journal::{Journal, Progress, Reader, Row, SOURCE_ID, now_ms};
 use crate::sftp::{Attrs, OpenMode, Remote, Reply, Request, Status, Ticket, code};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -259,6 +260,7 @@ enum Purpose {
     Stage(Seq),
     Publish(Seq, usize),
     Settle(usize),
+    Marker,
 }
 
 /// One session's work: see the module's text.
@@ -313,6 +315,8 @@ pub struct Pipeline<'a, R: Remote> {
     behind_since: Option<(Instant, Seq)>,
     /// Whether it has had everything once in this session.
     caught_up: bool,
+    marker: Renewal,
+    source_id: String,
 }
 
 impl<'a, R: Remote> Pipeline<'a, R> {
@@ -324,6 +328,8 @@ impl<'a, R: Remote> Pipeline<'a, R> {
         let position = setup.journal.mirror(setup.name)?;
         let touched = setup.reader.touched(setup.name)?;
         let ghosts = Ghosts::new(setup.reader.ghosts(setup.name)?);
+        let (marked, _) = setup.journal.marker(setup.name)?;
+        let source_id = setup.journal.meta(SOURCE_ID)?.unwrap_or_default();
         let parked = setup.reader.parked(setup.name, usize::MAX)?;
         let held = Held::new(parked, setup.parked_pause, setup.try_again);
         let now = Instant::now();
@@ -358,6 +364,8 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             settling: None,
             behind_since: None,
             caught_up: false,
+            marker: Renewal::new(marked, now),
+            source_id,
         })
     }
 
@@ -401,6 +409,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             }
             self.record_if_due()?;
             self.start_settling()?;
+            self.renew_marker()?;
             self.show();
             self.pump()?;
             while let Some((ticket, reply)) = self.remote.reply() {
@@ -416,6 +425,11 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             wait = wait.min(RECORD_EVERY);
         }
         if let Some(due) = self.settle.due_in(self.is_drained(), now) {
+            wait = wait.min(due);
+        }
+        if self.is_drained()
+            && let Some(due) = self.marker.due_in(self.reached(), now)
+        {
             wait = wait.min(due);
         }
         if self.cursor_has_news() {
@@ -509,6 +523,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
                 }
                 Ok(())
             }
+            Some(Purpose::Marker) => self.take_marker(&reply),
             None => Ok(()), // a removal of which nothing is to be learned
         }
     }

@@ -70,6 +70,16 @@ impl Place {
         self.below(format!(".proxyfs/exchange-{seq}").as_bytes())
     }
 
+    /// The marker.
+    pub fn position(&self) -> Vec<u8> {
+        self.below(b".proxyfs/position")
+    }
+
+    /// Where a marker is made.
+    pub fn new_position(&self) -> Vec<u8> {
+        self.below(b".proxyfs/position.new")
+    }
+
     /// A file that is written to see whether any can be.
     pub fn probe(&self) -> Vec<u8> {
         self.below(b".proxyfs/probe")

@@ -6,6 +6,7 @@
 //! not taken for a copy.
 
 use super::errors::{BaseTrouble, MirrorError};
+use super::marker;
 use super::pipeline::MARKS;
 use super::plan::{PRIVATE_DIR, Place, Rules, is_dir};
 use crate::change::Seq;
@@ -17,6 +18,18 @@ use std::time::Duration;
 /// How many READDIRs are on their way for one directory: a server answers with about a hundred names.
 const READDIRS: usize = 4;
 
+/// What the journal knows of a mirror.
+pub struct Known<'a> {
+    /// How far it is.
+    pub position: &'a Position,
+    /// Whose copy it is.
+    pub source_id: &'a str,
+    /// Of which change its marker is, at least and at most: see [`Journal::marker`].
+    ///
+    /// [`Journal::marker`]: crate::journal::Journal::marker
+    pub marker: (Option<Seq>, Option<Seq>),
+}
+
 /// Checks the server and the mirror's directory, makes ProxyFS's own one and clears what an earlier
 /// session left in it.
 ///
@@ -25,9 +38,10 @@ const READDIRS: usize = 4;
 pub fn prepare<R: Remote>(
     remote: &mut R,
     place: &Place,
-    position: &Position,
+    known: &Known<'_>,
     preserve_owner: bool,
 ) -> Result<Rules, MirrorError> {
+    let position = known.position;
     if position.lacks > 0 {
         return Err(MirrorError::Lacks {
             changes: position.lacks,
@@ -55,10 +69,11 @@ pub fn prepare<R: Remote>(
     }
     // Where an earlier session has been, one round trip answers all there is to ask.
     let (private, stage) = (place.private_dir(), place.stage_dir());
-    let [at_base, at_private, at_stage, in_private, in_stage] = ask_all(
+    let [at_base, mark, at_private, at_stage, in_private, in_stage] = ask_all(
         remote,
         [
             Request::Stat { path: place.base() },
+            marker::question(place),
             Request::Lstat {
                 path: private.clone(),
             },
@@ -83,6 +98,7 @@ pub fn prepare<R: Remote>(
             return Err(base(BaseTrouble::NotADirectory));
         }
     };
+    marker::judge(&mark, known.source_id, known.marker, &path)?;
     let not_writable = |refused| base(BaseTrouble::NotWritable(refused));
     if !is_directory(&at_private) {
         make(remote, private)?.map_err(not_writable)?;

@@ -193,6 +193,13 @@ impl<'a> FakeServer<'a> {
                 });
                 return Ok(Reply::Names(names.collect()));
             }
+            Request::Readlink { path } => {
+                let target = fs::read_link(local(&path))?;
+                return Ok(Reply::Names(vec![Name {
+                    name: target.into_os_string().into_vec(),
+                    attrs: Attrs::default(),
+                }]));
+            }
             other => panic!("the mirror side does not send {other:?}"),
         }
         Ok(Reply::Ok)

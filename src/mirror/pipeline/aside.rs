@@ -111,6 +111,43 @@ impl<R: Remote> Pipeline<'_, R> {
         Ok(())
     }
 
+    /// How far the mirror is: it has every change up to here.
+    pub(super) fn reached(&self) -> Seq {
+        let lacks = self.held.first();
+        lacks.map_or(self.cursor, |first| self.cursor.min(first - 1))
+    }
+
+    /// Writes the marker when it is time: see [`Renewal`].
+    pub(super) fn renew_marker(&mut self) -> Result<(), MirrorError> {
+        let (now, seq, drained) = (Instant::now(), self.reached(), self.is_drained());
+        if self.is_halted() || !self.marker.is_due(seq, drained, now) {
+            return Ok(());
+        }
+        self.setup.journal.is_marking(self.setup.name, seq)?;
+        let marker = Marker {
+            source: self.source_id.clone(),
+            seq,
+            time: now_ms() / 1000,
+        };
+        if let Some(request) = self.marker.begin(&marker, &self.setup.place, now) {
+            let ticket = self.remote.send(request);
+            self.tickets.insert(ticket, Purpose::Marker);
+        }
+        Ok(())
+    }
+
+    pub(super) fn take_marker(&mut self, reply: &Reply) -> Result<(), MirrorError> {
+        match self.marker.take(reply) {
+            Ok(request) => {
+                let ticket = self.remote.send(request);
+                self.tickets.insert(ticket, Purpose::Marker);
+            }
+            Err(Some(seq)) => self.setup.journal.has_marked(self.setup.name, seq)?,
+            Err(None) => {}
+        }
+        Ok(())
+    }
+
     /// Whether not even a file of our own can be written there.
     fn takes_nothing(&mut self) -> Result<bool, MirrorError> {
         let path = self.setup.place.probe();

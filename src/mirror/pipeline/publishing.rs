@@ -15,7 +15,7 @@ impl<R: Remote> Pipeline<'_, R> {
                 break;
             };
             let seq = job.row.seq;
-            if !matches!(job.step, Step::Waiting) {
+            if matches!(job.step, Step::Held(_)) {
                 self.publish_next = seq + 1;
                 continue;
             }
