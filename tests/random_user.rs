@@ -142,7 +142,9 @@ fn left_over(base: &Path) -> impl Iterator<Item = String> {
     let private = base.join(".proxyfs");
     let names = |dir| fs::read_dir(dir).into_iter().flatten().flatten();
     let staged = names(private.join("stage"));
-    let marks = names(private).filter(|e| e.file_name() != "stage" && e.file_name() != "position");
+    // A marker that was being renewed when the daemon stopped is no harm, either.
+    let known = ["stage", "position", "position.new"].map(std::ffi::OsString::from);
+    let marks = names(private).filter(move |e| !known.contains(&e.file_name()));
     staged.chain(marks).map(|e| e.path().display().to_string())
 }
 
