@@ -144,7 +144,7 @@ fn run_with(config: Config, overrides: Overrides, log: &LogHandle) -> Result<(),
         (true, false) => Writing::UnderWay,
         (false, false) => Writing::No,
     };
-    let source = Arc::new(Source::new(root, Box::new(watch)));
+    let source = Arc::new(Source::new(root, Box::new(watch)).without(config.exclude.clone()));
     let workers = Workers::new(Arc::clone(&journal), source);
     workers
         .apply(&config.mirrors, Instant::now() + RELOAD_WITHIN)

@@ -31,7 +31,7 @@ mod reader;
 use crate::change::{Change, RelPath, Seq};
 pub use codec::DecodeError;
 pub use error::JournalError;
-pub use reader::{Backlog, Parked, Position, Reader, Row};
+pub use reader::{Backlog, Mend, Parked, Position, Reader, Row};
 use reader::{head_of, meta_of, position_of};
 use rusqlite::{Connection, ErrorCode, params};
 use std::collections::BTreeSet;
@@ -99,6 +99,10 @@ pub struct Progress {
     pub parked: Vec<Parked>,
     /// Changes that were set aside and are done.
     pub unparked: Vec<Seq>,
+    /// Paths that have to be made like the source.
+    pub mends: Vec<Mend>,
+    /// Paths that are like it again.
+    pub healed: Vec<RelPath>,
 }
 
 /// Called after each append, on the thread that appended: must not block.
@@ -362,6 +366,10 @@ impl Journal {
                     &progress.touched,
                 ),
                 (
+                    "DELETE FROM repair WHERE mirror = ?1 AND path = ?2",
+                    &progress.healed,
+                ),
+                (
                     "DELETE FROM ghost WHERE mirror = ?1 AND path = ?2",
                     &progress.laid,
                 ),
@@ -377,6 +385,20 @@ impl Journal {
             }
             for parked in &progress.parked {
                 put_parked(&all, name, parked)?;
+            }
+            for mend in &progress.mends {
+                all.prepare_cached(
+                    "INSERT OR REPLACE INTO repair (mirror, path, deep, error, attempts, next_try)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                )?
+                .execute(params![
+                    name,
+                    mend.path.as_bytes(),
+                    mend.deep,
+                    mend.error,
+                    mend.attempts,
+                    mend.next_try
+                ])?;
             }
             for seq in &progress.unparked {
                 all.prepare_cached("DELETE FROM parked WHERE mirror = ?1 AND seq = ?2")?

@@ -21,6 +21,8 @@ pub mod pipeline;
 pub mod plan;
 pub mod prepare;
 mod related;
+pub mod repair;
+mod scars;
 mod settle;
 pub mod source;
 pub mod upload;
@@ -71,8 +73,10 @@ impl Worker {
         let position = journal.add_mirror(&config.name, empty)?;
         // What is done is all there, unless a directory's time is still to be set, or it is not known yet
         // whether there is a copy at all.
-        let whole = position.adopted && position.lacks == 0;
-        let settled = whole && journal.reader()?.touched(&config.name)?.is_empty();
+        let reader = journal.reader()?;
+        let whole =
+            position.adopted && position.lacks == 0 && reader.repairs(&config.name)?.is_empty();
+        let settled = whole && reader.touched(&config.name)?.is_empty();
         let lacks = position.first_parked.unwrap_or(Seq::MAX);
         let settled = settled.then_some(position.cursor.min(lacks - 1));
         let live = Arc::new(Live::new(settled, position.last_error));

@@ -17,8 +17,9 @@ use proxyfs::mirror::errors::MirrorError;
 use proxyfs::mirror::inbox::{Notice, inbox};
 use proxyfs::mirror::live::Live;
 use proxyfs::mirror::pipeline::{Pipeline, Setup};
-use proxyfs::mirror::plan::Place;
+use proxyfs::mirror::plan::{Place, Rules};
 use proxyfs::mirror::prepare::{Known, prepare};
+use proxyfs::mirror::repair::{Repair, Repaired, Tools};
 use proxyfs::mirror::source::Source;
 use proxyfs::sftp::{OpenMode, Request, code};
 use std::cell::{Cell, RefCell};
@@ -405,8 +406,14 @@ fn session(
     let idle = || {
         let position = check.mirror("m").unwrap();
         let parked = check.parked("m", 1).unwrap();
+        // A stranger's directory that is full stays in the way.
+        let stuck = check
+            .repairs("m")
+            .unwrap()
+            .iter()
+            .any(|r| r.error.is_some());
         let over = match parked.first() {
-            None => check.touched("m").unwrap().is_empty(),
+            None => stuck || check.touched("m").unwrap().is_empty(),
             Some(_) => !trouble.denied.is_empty(),
         };
         if position.cursor == journal.head() && over && !done.replace(true) {
@@ -427,8 +434,11 @@ fn session(
         let Ok(seq) = from.strip_prefix(stage) else {
             return;
         };
-        // J3: what becomes visible has been announced, and the announcement covers its row.
         let seq: u64 = seq.to_str().unwrap().parse().unwrap();
+        if seq >= 1 << 62 {
+            return; // a repair's
+        }
+        // J3: what becomes visible has been announced, and the announcement covers its row.
         assert!(
             check.mirror("m").unwrap().sent_upto >= seq,
             "{seq} was not announced"
@@ -469,9 +479,98 @@ fn session(
     (ended.err(), std::mem::take(&mut server.trace))
 }
 
+/// Somebody changes something on the mirror itself.
+fn tamper(history: &RefCell<History>, base: &Path) {
+    let mut history = history.borrow_mut();
+    let path = base.join(history.path().as_path());
+    match history.random.below(4) {
+        0 | 1 => {
+            let removed = fs::remove_file(&path).or_else(|_| fs::remove_dir_all(&path));
+            if removed.is_ok() {
+                history.told.push(format!("-- removed {}", path.display()));
+            }
+        }
+        2 => {
+            if fs::remove_file(&path).is_ok() && fs::create_dir(&path).is_ok() {
+                history
+                    .told
+                    .push(format!("-- a directory at {}", path.display()));
+            }
+        }
+        _ => {
+            if fs::remove_dir_all(&path).is_ok() && fs::write(&path, "").is_ok() {
+                history
+                    .told
+                    .push(format!("-- a file at {}", path.display()));
+            }
+        }
+    }
+}
+
+/// What nobody has noticed is repaired: everything, with a connection that breaks a few times.
+fn repair_all(history: &RefCell<History>, source: &Source, base: &Path, rules: Rules) {
+    let place = Place::new(base.as_os_str().as_bytes());
+    loop {
+        let cut = {
+            let random = &mut history.borrow_mut().random;
+            let after = 20 + random.below(200);
+            let effect = random.one_in(2);
+            random.one_in(2).then_some(Cut { after, effect })
+        };
+        let mut server = FakeServer::new(cut, 5, || {}, |_| {});
+        let tools = Tools {
+            source,
+            place: &place,
+            rules,
+            durable: &|| Ok(()),
+            stop: &|| false,
+        };
+        match Repair::new(&mut server, tools).path(&RelPath::root(), true) {
+            Ok(ended) => return assert_eq!(ended, Repaired::Done),
+            Err(MirrorError::Session(_)) => {}
+            Err(why) => panic!("{why}"),
+        }
+    }
+}
+
+/// Files and links whose content differs.
+fn other_bytes(root: &Path, base: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut open = vec![PathBuf::new()];
+    while let Some(dir) = open.pop() {
+        for entry in fs::read_dir(root.join(&dir)).unwrap() {
+            let path = dir.join(entry.unwrap().file_name());
+            let (here, there) = (root.join(&path), base.join(&path));
+            let same = match fs::symlink_metadata(&here).unwrap().file_type() {
+                kind if kind.is_dir() => {
+                    open.push(path.clone());
+                    there.is_dir() && !there.is_symlink()
+                }
+                kind if kind.is_symlink() => {
+                    fs::read_link(&here).ok() == fs::read_link(&there).ok()
+                }
+                _ => !there.is_symlink() && fs::read(&here).ok() == fs::read(&there).ok(),
+            };
+            if !same {
+                found.push(format!("other content: {}", path.display()));
+            }
+        }
+    }
+    found
+}
+
+/// One history in which somebody changes things on the mirror, too.
+fn play_with_a_stranger(seed: u64) {
+    play_on(seed, false, true);
+}
+
 /// One history; with `refusals` the server refuses, for one connection or the next, what is done to some
 /// names.
 fn play(seed: u64, refusals: bool) {
+    play_on(seed, refusals, false);
+}
+
+fn play_on(seed: u64, refusals: bool, stranger: bool) {
     // In memory where that can be: thousands of histories, and each makes the log durable many times.
     let memory = Path::new("/dev/shm");
     let dir = if memory.is_dir() {
@@ -522,6 +621,9 @@ fn play(seed: u64, refusals: bool) {
             };
             (cut, [1, 3, 1000][history.random.below(3) as usize])
         };
+        if stranger {
+            tamper(&history, &base);
+        }
         let mut trouble = Trouble::default();
         if refusals {
             let names = ["a", "b", "c", "d"];
@@ -557,7 +659,18 @@ fn play(seed: u64, refusals: bool) {
         error.unwrap(),
         story()
     );
-    let lines = tree::differences(&root, &base, false);
+    if stranger {
+        let rules = Rules {
+            owner: false,
+            lsetstat: true,
+        };
+        repair_all(&history, &source, &base, rules);
+    }
+    let mut lines = tree::differences(&root, &base, false);
+    // The times of directories are set by the pipeline, and which names are one file it may not know.
+    let of_names = |line: &String| line.starts_with("missing") || line.starts_with("only");
+    lines.retain(|line| !stranger || of_names(line));
+    lines.extend(other_bytes(&root, &base));
     assert!(
         lines.is_empty(),
         "seed {seed}: {}\n{}",
@@ -570,6 +683,13 @@ fn play(seed: u64, refusals: bool) {
 fn a_connection_cut_anywhere_leaves_the_mirror_like_the_source() {
     for seed in seeds(160, &KEPT) {
         play(seed, false);
+    }
+}
+
+#[test]
+fn whatever_a_stranger_does_there_is_repaired_and_stops_nothing() {
+    for seed in seeds(100, &[]) {
+        play_with_a_stranger(seed);
     }
 }
 

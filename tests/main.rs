@@ -19,6 +19,7 @@ mod parked;
 mod parts;
 mod random_user;
 mod readme;
+mod repairs;
 mod replay;
 mod round_trips;
 mod sftp;

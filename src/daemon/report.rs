@@ -129,8 +129,7 @@ fn mirror_status(
 
 /// That changes are parked, and why the first of them is.
 fn parked_in_words(name: &str, count: u64, reader: &Reader) -> Result<Option<String>, String> {
-    let parked = reader.parked(name, 1).map_err(|e| e.to_string())?;
-    let Some(why) = parked.into_iter().find_map(|p| p.error) else {
+    let Some(why) = first_parked(name, u64::MAX, reader)? else {
         return Ok(None);
     };
     let (what, are) = match count {
@@ -216,9 +215,17 @@ fn list_tasks(
 /// Why a change up to `target` is parked, if one is.
 fn parked_before(shared: &Shared, name: &str, target: u64) -> Result<Option<String>, String> {
     let reader = shared.journal.reader().map_err(|e| e.to_string())?;
+    first_parked(name, target, &reader)
+}
+
+fn first_parked(name: &str, target: u64, reader: &Reader) -> Result<Option<String>, String> {
     let parked = reader.parked(name, 1).map_err(|e| e.to_string())?;
     let mut before = parked.into_iter().filter(|p| p.row.seq <= target);
-    Ok(before.find_map(|p| p.error))
+    if let Some(why) = before.find_map(|p| p.error) {
+        return Ok(Some(why));
+    }
+    let repairs = reader.repairs(name).map_err(|e| e.to_string())?;
+    Ok(repairs.into_iter().find_map(|mend| mend.error))
 }
 
 /// Returns when all that is in the log now is on the mirror, or on all.

@@ -16,6 +16,8 @@ const POSITION: &str = "name, cursor, sent_upto, paused, adopted, last_error,
 const OLD_PARKED: &str =
     "CREATE TEMP TABLE parked (mirror TEXT, seq INTEGER, at INTEGER, kind INTEGER,
     path BLOB, path2 BLOB, node BLOB, body BLOB, bytes INTEGER, error TEXT, attempts INTEGER,
+    next_try INTEGER);
+    CREATE TEMP TABLE repair (mirror TEXT, path BLOB, deep INTEGER, error TEXT, attempts INTEGER,
     next_try INTEGER)";
 
 /// One change with its place in the log.
@@ -39,6 +41,21 @@ pub struct Parked {
     /// Why it is parked; none: it waits behind one that is.
     pub error: Option<String>,
     /// How often it was refused.
+    pub attempts: u32,
+    /// When it is tried again: milliseconds since 1970.
+    pub next_try: Option<i64>,
+}
+
+/// A path on a mirror that has to be made like the source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mend {
+    /// Which.
+    pub path: RelPath,
+    /// With all that is below.
+    pub deep: bool,
+    /// Why it could not be done so far.
+    pub error: Option<String>,
+    /// How often it could not.
     pub attempts: u32,
     /// When it is tried again: milliseconds since 1970.
     pub next_try: Option<i64>,
@@ -213,12 +230,20 @@ impl Reader {
                     .query_row([name], |r| {
                         Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?, r.get(4)?))
                     })?;
+            let (mends, refused, mended_next): (i64, i64, Option<i64>) = self
+                .db
+                .prepare_cached(
+                    "SELECT count(*), count(error), min(CASE WHEN error NOTNULL THEN next_try END)
+                     FROM repair WHERE mirror = ?1",
+                )?
+                .query_row([name], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))?;
+            let next_try: Option<i64> = next_try;
             Ok(Backlog {
-                ops: head.saturating_sub(cursor as u64) + aside as u64,
+                ops: head.saturating_sub(cursor as u64) + (aside + mends) as u64,
                 bytes: cum_bytes.saturating_sub(cursor_bytes as u64) + bytes_aside as u64,
                 oldest_at: aside_at.into_iter().chain(oldest_at).min(),
-                parked: parked as u64,
-                next_try,
+                parked: (parked + refused) as u64,
+                next_try: next_try.into_iter().chain(mended_next).min(),
             })
         };
         query().map_err(|why| self.sql(why))
@@ -255,6 +280,37 @@ impl Reader {
                 })
             })
             .collect()
+    }
+
+    /// The paths on a mirror that have to be made like the source.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn repairs(&self, name: &str) -> Result<Vec<Mend>, JournalError> {
+        let query = "SELECT path, deep, error, attempts, next_try FROM repair WHERE mirror = ?1";
+        type Raw = (Vec<u8>, bool, Option<String>, u32, Option<i64>);
+        let raw: Vec<Raw> = self
+            .db
+            .prepare_cached(query)
+            .and_then(|mut s| {
+                let row =
+                    |r: &SqlRow<'_>| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?, r.get(4)?));
+                s.query_map([name], row)?.collect()
+            })
+            .map_err(|why| self.sql(why))?;
+        // What is no path was never put in.
+        let mends = raw
+            .into_iter()
+            .filter_map(|(path, deep, error, attempts, next_try)| {
+                Some(Mend {
+                    path: RelPath::new(&path).ok()?,
+                    deep,
+                    error,
+                    attempts,
+                    next_try,
+                })
+            });
+        Ok(mends.collect())
     }
 
     /// Directories on a mirror whose time has to be set again.

@@ -64,6 +64,13 @@ pub enum MirrorError {
         /// What its marker tells.
         what: MarkerTrouble,
     },
+    /// What is not as it should be there could not be made like the source.
+    Unrepaired {
+        /// What the mirror did not take.
+        path: String,
+        /// What the server said.
+        status: Status,
+    },
     /// More changes than can be kept are set aside.
     TooManyParked {
         /// Why the first of them was refused.
@@ -124,6 +131,7 @@ impl MirrorError {
             | MirrorError::NeedsSync { .. }
             | MirrorError::Lacks { .. }
             | MirrorError::Marker { .. }
+            | MirrorError::Unrepaired { .. }
             | MirrorError::TooManyParked { .. }
             | MirrorError::Refused { .. } => Class::Mirror,
             MirrorError::Session(_) | MirrorError::Source { .. } | MirrorError::Journal(_) => {
@@ -209,6 +217,12 @@ impl fmt::Display for MirrorError {
                      run `proxyfs resume` for this mirror"
                 ),
             },
+            MirrorError::Unrepaired { path, status } => write!(
+                f,
+                "{path} is not like the source there, and cannot be made so: {status}; see that nothing else \
+                 is in its way (a directory with files that only the mirror has is not removed), and that the \
+                 login user may write there"
+            ),
             MirrorError::TooManyParked { first } => {
                 write!(
                     f,

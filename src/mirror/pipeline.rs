@@ -38,6 +38,7 @@ use super::live::Live;
 use super::marker::{Marker, Renewal};
 use super::plan::{self, Place, Publish, Rules, Staging, Verdict};
 use super::related::PathIndex;
+use super::scars::Scars;
 use super::settle::Settle;
 use super::source::Source;
 use super::upload::{CHUNK, Outcome, Start, Upload, attributes_now};
@@ -50,6 +51,8 @@ use std::time::{Duration, Instant};
 mod aside;
 mod fates;
 mod in_place;
+mod mending;
+mod progress;
 mod publishing;
 mod staging;
 mod trouble;
@@ -168,6 +171,8 @@ struct Job {
     in_place: bool,
     /// That did not do.
     whole: bool,
+    /// It is not carried out: its paths are scars, or covered by a repair.
+    taken_up: bool,
     /// Its paths are among those in flight.
     noted: bool,
 }
@@ -193,6 +198,7 @@ impl Job {
             alone: false,
             in_place: false,
             whole: false,
+            taken_up: false,
             noted: false,
         }
     }
@@ -306,6 +312,11 @@ pub struct Pipeline<'a, R: Remote> {
     attrs_set: u64,
     by_path: ByPath,
     held: Held,
+    scars: Scars,
+    /// Nothing is sent any more, since a repair is to be made.
+    repairing: bool,
+    /// What was heard while a repair was under way.
+    heard: VecDeque<Notice>,
     recorded_at: Instant,
     /// Everything up to here is done, directories' times included.
     settled: Seq,
@@ -331,6 +342,8 @@ impl<'a, R: Remote> Pipeline<'a, R> {
         let (marked, _) = setup.journal.marker(setup.name)?;
         let source_id = setup.journal.meta(SOURCE_ID)?.unwrap_or_default();
         let parked = setup.reader.parked(setup.name, usize::MAX)?;
+        let mends = setup.reader.repairs(setup.name)?;
+        let scars = Scars::new(mends, setup.parked_pause, setup.try_again);
         let held = Held::new(parked, setup.parked_pause, setup.try_again);
         let now = Instant::now();
         Ok(Pipeline {
@@ -359,6 +372,9 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             attrs_set: 0,
             by_path: ByPath::default(),
             held,
+            scars,
+            repairing: false,
+            heard: VecDeque::new(),
             recorded_at: now,
             settled: 0,
             settling: None,
@@ -385,14 +401,18 @@ impl<'a, R: Remote> Pipeline<'a, R> {
 
     fn work(&mut self) -> Result<Ended, MirrorError> {
         loop {
-            while let Some(notice) = self.setup.inbox.next() {
+            while let Some(notice) = self.heard.pop_front().or_else(|| self.setup.inbox.next()) {
                 match notice {
                     Notice::Stop => return Ok(Ended::Stopped),
                     Notice::Pause => return Ok(Ended::Paused),
-                    Notice::Resume | Notice::TryAgain => self.held.try_again(),
+                    Notice::Resume | Notice::TryAgain => {
+                        self.held.try_again();
+                        self.scars.try_again();
+                    }
                     Notice::Changes => {}
                 }
             }
+            self.repairing = !self.is_halted() && self.repair_is_due();
             if !self.is_halted() {
                 self.load()?;
                 // In this order: files that are closed make room for others in the same round trip.
@@ -403,7 +423,11 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             } else {
                 self.feed_uploads()?;
                 if self.remote.outstanding() == 0 {
-                    self.deal_with_trouble()?;
+                    if self.repairing {
+                        self.repair()?;
+                    } else {
+                        self.deal_with_trouble()?;
+                    }
                     continue;
                 }
             }
@@ -443,7 +467,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
 
     /// Whether something is to be dealt with alone, once nothing is in flight.
     fn is_halted(&self) -> bool {
-        self.trouble.is_some() || !self.shut_out.is_empty()
+        self.trouble.is_some() || !self.shut_out.is_empty() || self.repairing
     }
 
     /// Whether rows are in the log that could be loaded now.
@@ -539,7 +563,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             || self.publishing == 0
             || self.recorded_at.elapsed() >= RECORD_EVERY
             || self.window.len() >= WINDOW - LOAD;
-        if (due && self.unrecorded()) || self.settle.has_news() {
+        if (due && self.unrecorded()) || self.settle.has_news() || self.scars.has_news() {
             self.record()?;
             if self.barrier {
                 self.publish()?; // what waited for it need not wait for the next reply
@@ -573,6 +597,9 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             }
             let (name, change) = (self.setup.name, &job.row.change);
             log::debug!("mirror {name}: {seq} {change} is done");
+            if !job.taken_up {
+                self.scars.follow(&job.row.change, seq);
+            }
             self.ghosts.follow(&job.row.change, job.absent);
             if !matches!(job.stage, Stage::Gone | Stage::Covered(_)) {
                 self.settle.touch_for(&job.row.change);
@@ -580,7 +607,10 @@ impl<'a, R: Remote> Pipeline<'a, R> {
         }
         let (touched, settled) = self.settle.news();
         let (ghosts, laid) = self.ghosts.news();
-        let none_aside = parked.is_empty() && unparked.is_empty();
+        self.scars.heal(self.cursor);
+        let (mends, healed) = self.scars.news();
+        let none_aside =
+            parked.is_empty() && unparked.is_empty() && mends.is_empty() && healed.is_empty();
         if done.is_none() && none_aside && touched.is_empty() && settled.is_empty() {
             return Ok(());
         }
@@ -592,6 +622,8 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             laid,
             parked,
             unparked,
+            mends,
+            healed,
         };
         self.setup.journal.advance(self.setup.name, &progress)?;
         self.recorded_at = Instant::now();
@@ -600,75 +632,5 @@ impl<'a, R: Remote> Pipeline<'a, R> {
 
     fn is_drained(&self) -> bool {
         self.window.is_empty() && self.cursor >= self.setup.journal.head()
-    }
-
-    fn start_settling(&mut self) -> Result<(), MirrorError> {
-        let (now, drained) = (Instant::now(), self.is_drained());
-        if self.is_halted() {
-            return Ok(());
-        }
-        let unseen = |why| MirrorError::Source {
-            change: "the time of a directory".to_string(),
-            why,
-        };
-        let fits = self.settle.fits_a_pass();
-        if self.settle.due_in(drained, now) == Some(Duration::ZERO)
-            && self.settle.look(self.setup.source, now).map_err(unseen)?
-        {
-            self.settling = fits.then_some(self.cursor);
-        }
-        let head = self.setup.journal.head();
-        let place = &self.setup.place;
-        let busy = |dir: &RelPath| self.in_flight.reaches_over(dir) || self.held.reaches_over(dir);
-        let Some(requests) = self.settle.requests(place, busy, self.cursor, head, now) else {
-            return Ok(());
-        };
-        if requests.is_empty() {
-            self.settled = self.settling.take().unwrap_or(self.settled);
-        }
-        for (index, request) in requests.into_iter().enumerate() {
-            let ticket = self.remote.send(request);
-            self.tickets.insert(ticket, Purpose::Settle(index));
-        }
-        if self.settle.has_news() {
-            self.record()?;
-        }
-        Ok(())
-    }
-
-    fn show(&mut self) {
-        if self.settle.is_clear() {
-            self.settled = self.cursor;
-        }
-        let first = self.window.front().map(|job| job.row.seq);
-        let at_rest = self.held.is_at_rest(first);
-        // What the mirror lacks is not settled, however far the cursor is.
-        let lacks = self.held.first();
-        let settled = lacks.map_or(self.settled, |first| self.settled.min(first - 1));
-        let drained = self.is_drained() && self.settle.is_clear() && lacks.is_none();
-        match (drained, self.behind_since) {
-            (false, None) => self.behind_since = Some((Instant::now(), self.cursor)),
-            (true, Some((since, cursor))) => {
-                let changes = self.cursor - cursor;
-                if !self.caught_up || since.elapsed() >= WORTH_A_LINE {
-                    log::info!("mirror {}: caught up, {changes} changes", self.setup.name);
-                }
-                self.caught_up = true;
-                self.behind_since = None;
-            }
-            (true, None) => self.caught_up = true,
-            (false, Some(_)) => {}
-        }
-        let current = || {
-            let seq = *self.uploading.first()?;
-            let job = self.window.get(self.index(seq)?)?;
-            let Stage::Uploading(upload) = &job.stage else {
-                return None;
-            };
-            Some((job.row.change.path().to_string(), upload.progress()))
-        };
-        self.setup
-            .live
-            .working(drained, at_rest, settled, self.remote.traffic().0, current);
     }
 }

@@ -395,10 +395,10 @@ pub fn judge(
         // `from` was never there: its content was gone before it could be sent, and so is the link.
         // Or the link was made, and its reply was lost: J4 keeps everything else from its paths.
         Change::Link { .. } => {
-            here.is_none() || (uncertain && seen.get(1).is_some_and(|s| s.is_some()))
+            uncertain && (here.is_none() || seen.get(1).is_some_and(|s| s.is_some()))
         }
         // `from` is gone: it was moved, and the reply was lost (J4), or it was never there, as above.
-        Change::Rename { .. } | Change::Exchange { .. } => here.is_none(),
+        Change::Rename { .. } | Change::Exchange { .. } => uncertain && here.is_none(),
         Change::Attr { .. } => here.is_none(),
     };
     if done {

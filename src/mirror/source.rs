@@ -6,9 +6,11 @@
 //!
 //! The only `unsafe` of the network side is here: `open_by_handle_at(2)` has no safe wrapper.
 
-use crate::change::{NodeId, RelPath, Timestamp};
-use rustix::fs::{CWD, Mode, OFlags, Stat, fstat, openat};
+use crate::change::{NodeId, RelPath, Times, Timestamp};
+use crate::exclude::Exclude;
+use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat};
 use rustix::io::Errno;
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -40,6 +42,7 @@ pub type Watch = Box<dyn Fn(u64) -> Writing + Send + Sync>;
 pub struct Source {
     root: OwnedFd,
     watch: Watch,
+    exclude: Exclude,
 }
 
 #[repr(C)]
@@ -53,7 +56,23 @@ impl Source {
     /// Takes the source's root directory, opened before anything was mounted over it, and whom to ask what
     /// is being written.
     pub fn new(root: OwnedFd, watch: Watch) -> Source {
-        Source { root, watch }
+        let exclude = Exclude::default();
+        Source {
+            root,
+            watch,
+            exclude,
+        }
+    }
+
+    /// The same tree without what is excluded.
+    #[must_use]
+    pub fn without(self, exclude: Exclude) -> Source {
+        Source { exclude, ..self }
+    }
+
+    /// Whether a path, a directory or not, is excluded.
+    pub fn excludes(&self, path: &RelPath, is_directory: bool) -> bool {
+        self.exclude.excludes(path, is_directory)
     }
 
     /// What is being done to the file with this inode number.
@@ -146,6 +165,63 @@ impl Source {
         Ok(Some(fstat(at.as_ref().unwrap_or(&self.root))?))
     }
 
+    /// What is at a path now, not following a link there; none: nothing.
+    ///
+    /// # Errors
+    /// The operating system's, but those that mean that it is not there.
+    pub fn entry(&self, path: &RelPath) -> io::Result<Option<Entry>> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let gone = |why: Errno| match why {
+            Errno::NOENT | Errno::NOTDIR | Errno::LOOP => Ok(None),
+            why => Err(io::Error::from(why)),
+        };
+        let mut at = openat(&self.root, ".", flags | OFlags::DIRECTORY, Mode::empty())?;
+        let parts = path.as_bytes().split(|b| *b == b'/');
+        for part in parts.filter(|p| !p.is_empty()) {
+            // A part that is no directory says so when the next is looked for in it.
+            at = match openat(&at, part, flags, Mode::empty()) {
+                Ok(next) => next,
+                Err(why) => return gone(why),
+            };
+        }
+        let stat = fstat(&at)?;
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => Kind::Directory,
+            FileType::RegularFile => Kind::File(node_of(&at)?),
+            FileType::Symlink => {
+                Kind::Symlink(rustix::fs::readlinkat(&at, "", Vec::new())?.into_bytes())
+            }
+            _ => Kind::Other,
+        };
+        Ok(Some(Entry { stat, kind }))
+    }
+
+    /// The names in a directory now, without ProxyFS's own; none where there is no directory.
+    ///
+    /// # Errors
+    /// The operating system's, but those that mean that it is not there.
+    pub fn names(&self, path: &RelPath) -> io::Result<HashSet<Vec<u8>>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut at = openat(&self.root, ".", flags, Mode::empty())?;
+        let parts = path.as_bytes().split(|b| *b == b'/');
+        for part in parts.filter(|p| !p.is_empty()) {
+            at = match openat(&at, part, flags, Mode::empty()) {
+                Ok(next) => next,
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(HashSet::new()),
+                Err(why) => return Err(why.into()),
+            };
+        }
+        let mut names = HashSet::new();
+        for entry in rustix::fs::Dir::new(at)? {
+            let name = entry?.file_name().to_bytes().to_vec();
+            let ours = path.is_root() && name == b".proxyfs";
+            if !ours && !matches!(&name[..], b"." | b"..") {
+                names.insert(name);
+            }
+        }
+        Ok(names)
+    }
+
     /// Whether the root holds anything but ProxyFS's own directory.
     ///
     /// # Errors
@@ -159,6 +235,65 @@ impl Source {
             }
         }
         Ok(true)
+    }
+}
+
+/// What the source has at a path.
+pub struct Entry {
+    /// Its attributes.
+    pub stat: Stat,
+    /// What it is.
+    pub kind: Kind,
+}
+
+/// What something is.
+pub enum Kind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    File(NodeId),
+    /// A symbolic link, and what it points to.
+    Symlink(Vec<u8>),
+    /// Something that does not travel.
+    Other,
+}
+
+/// The handle of a file, as [`NodeId`] has it.
+fn node_of(file: &OwnedFd) -> io::Result<NodeId> {
+    let mut handle = FileHandle {
+        bytes: MAX_HANDLE as libc::c_uint,
+        kind: 0,
+        handle: [0; MAX_HANDLE],
+    };
+    let mut mount: libc::c_int = 0;
+    // SAFETY: `handle` has the layout of `struct file_handle` with room for MAX_HANDLE bytes, and says so;
+    // the empty name is a string with its end; `mount` is an int. All outlive the call.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_name_to_handle_at,
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            &raw mut handle,
+            &raw mut mount,
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let mut id = handle.kind.to_le_bytes().to_vec();
+    id.extend_from_slice(&handle.handle[..(handle.bytes as usize).min(MAX_HANDLE)]);
+    Ok(NodeId(id.into()))
+}
+
+/// The times in a `stat`.
+pub fn times_of(stat: &Stat) -> Times {
+    Times {
+        atime: Timestamp {
+            seconds: stat.st_atime,
+            nanoseconds: stat.st_atime_nsec as u32,
+        },
+        mtime: mtime_of(stat),
     }
 }
 

@@ -24,6 +24,11 @@ impl<R: Remote> Pipeline<'_, R> {
         if self.takes_nothing()? {
             return Err(MirrorError::refused(seq, &change, status));
         }
+        let staged = !matches!(self.window[index].stage, Stage::Refused(_));
+        let unexpected = matches!(status.code, code::NO_SUCH_FILE | code::FAILURE);
+        if staged && unexpected {
+            return self.leave_to_repair_all(index, &status);
+        }
         let name = self.setup.name;
         let text = MirrorError::refused(seq, &change, status).to_string();
         let attempts = self.held.attempts(seq) + 1;
@@ -113,7 +118,12 @@ impl<R: Remote> Pipeline<'_, R> {
 
     /// How far the mirror is: it has every change up to here.
     pub(super) fn reached(&self) -> Seq {
-        let lacks = self.held.first();
+        let lacks = self
+            .held
+            .first()
+            .into_iter()
+            .chain(self.scars.since())
+            .min();
         lacks.map_or(self.cursor, |first| self.cursor.min(first - 1))
     }
 
@@ -149,7 +159,7 @@ impl<R: Remote> Pipeline<'_, R> {
     }
 
     /// Whether not even a file of our own can be written there.
-    fn takes_nothing(&mut self) -> Result<bool, MirrorError> {
+    pub(super) fn takes_nothing(&mut self) -> Result<bool, MirrorError> {
         let path = self.setup.place.probe();
         let attrs = Attrs {
             mode: Some(0o600),

@@ -26,6 +26,11 @@ impl<R: Remote> Pipeline<'_, R> {
                 continue;
             }
             self.look_for_what_covers(index);
+            if !under_way && self.scars.take_up(&self.window[index].row.change, seq) {
+                self.leave_to_repair(index)?;
+                self.publish_next = seq + 1;
+                continue;
+            }
             let job = &self.window[index];
             match &job.stage {
                 Stage::Ready | Stage::Gone | Stage::Covered(_) => {}

@@ -197,7 +197,7 @@ impl<R: Remote> Pipeline<'_, R> {
     }
 
     /// The same for the directories above some paths, and for those themselves.
-    fn open_above<'p>(
+    pub(super) fn open_above<'p>(
         &mut self,
         paths: impl Iterator<Item = &'p RelPath>,
         themselves: bool,

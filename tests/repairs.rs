@@ -1,0 +1,133 @@
+//! Somebody changes something on a mirror itself. The next change there that does not fit what it finds has
+//! that made like the source, and only that.
+#![allow(clippy::unwrap_used)]
+
+use super::mirror_errors::{add, base, everything_arrives};
+use super::support::daemon::Daemon;
+use super::support::sshd::Sshd;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+
+fn with_a_tree(sshd: &Sshd) -> (Daemon, PathBuf, PathBuf) {
+    let mut daemon = Daemon::new();
+    add(&mut daemon, "m", sshd, &[("backoff_max", "1h")]);
+    daemon.start();
+    let (www, mirror) = (daemon.source(), base(sshd, "m"));
+    fs::create_dir_all(www.join("dir/sub")).unwrap();
+    fs::create_dir(www.join("other")).unwrap();
+    for file in ["dir/a", "dir/sub/b", "other/c", "d", "e"] {
+        fs::write(www.join(file), format!("first {file}")).unwrap();
+    }
+    symlink("a", www.join("dir/link")).unwrap();
+    fs::hard_link(www.join("dir/a"), www.join("dir/twin")).unwrap();
+    daemon.wait();
+    (daemon, www, mirror)
+}
+
+#[test]
+fn a_directory_that_was_removed_there_comes_back_whole_with_the_next_change_in_it() {
+    let sshd = Sshd::start();
+    let (mut daemon, www, mirror) = with_a_tree(&sshd);
+    fs::remove_dir_all(mirror.join("dir")).unwrap();
+    fs::remove_file(mirror.join("e")).unwrap();
+    fs::write(mirror.join("stranger"), "only here").unwrap();
+    fs::write(www.join("dir/sub/b"), "second").unwrap();
+    fs::write(www.join("dir/sub/new"), "new").unwrap();
+    daemon.wait();
+    for file in [
+        "dir/a",
+        "dir/sub/b",
+        "dir/sub/new",
+        "dir/link",
+        "dir/twin",
+        "other/c",
+    ] {
+        let there = fs::read(mirror.join(file)).unwrap();
+        assert!(there == fs::read(www.join(file)).unwrap(), "{file}");
+    }
+    assert!(mirror.join("dir/link").is_symlink());
+    // Only what is concerned.
+    assert!(!mirror.join("e").exists() && mirror.join("stranger").exists());
+    let log = daemon.log();
+    assert!(log.contains("dir was made like the source"), "{log}");
+    fs::write(www.join("e"), "again").unwrap();
+    fs::remove_file(mirror.join("stranger")).unwrap();
+    everything_arrives(&daemon, &sshd, &["m"]);
+    daemon.stop();
+}
+
+#[test]
+fn what_was_removed_there_and_is_renamed_here_arrives_under_its_new_name() {
+    let sshd = Sshd::start();
+    let (mut daemon, www, mirror) = with_a_tree(&sshd);
+    fs::remove_dir_all(mirror.join("dir/sub")).unwrap();
+    fs::remove_file(mirror.join("e")).unwrap();
+    fs::rename(www.join("dir/sub"), www.join("moved")).unwrap();
+    fs::rename(www.join("moved/b"), www.join("b")).unwrap();
+    fs::hard_link(www.join("e"), www.join("f")).unwrap();
+    fs::write(www.join("moved/b"), "another one").unwrap();
+    everything_arrives(&daemon, &sshd, &["m"]);
+    daemon.stop();
+}
+
+#[test]
+fn what_is_of_another_kind_there_is_replaced() {
+    let sshd = Sshd::start();
+    let (mut daemon, www, mirror) = with_a_tree(&sshd);
+    fs::remove_dir_all(mirror.join("other")).unwrap();
+    fs::write(mirror.join("other"), "a file").unwrap();
+    fs::remove_file(mirror.join("e")).unwrap();
+    fs::create_dir(mirror.join("e")).unwrap();
+    fs::write(www.join("other/c"), "second").unwrap();
+    fs::write(www.join("e"), "second").unwrap();
+    fs::create_dir(www.join("made")).unwrap();
+    everything_arrives(&daemon, &sshd, &["m"]);
+    daemon.stop();
+}
+
+#[test]
+fn a_directory_with_files_that_only_the_mirror_has_is_not_removed() {
+    let sshd = Sshd::start();
+    let (mut daemon, www, mirror) = with_a_tree(&sshd);
+    fs::write(mirror.join("other/stranger"), "only here").unwrap();
+    fs::remove_file(www.join("other/c")).unwrap();
+    fs::remove_dir(www.join("other")).unwrap();
+    fs::write(www.join("free"), "goes on").unwrap();
+    let told = daemon.wait_for_mirror("m", |m| m["parked_ops"] == 1);
+    let error = told["last_error"].as_str().unwrap();
+    assert!(error.contains("files that only the mirror has"), "{error}");
+    assert!(mirror.join("other/stranger").exists() && mirror.join("free").exists());
+    let waited = daemon.run(&["wait", "--timeout", "60"]);
+    assert_eq!(waited.status.code(), Some(1));
+    // Over a restart, too.
+    daemon.stop();
+    daemon.start();
+    daemon.wait_for_mirror("m", |m| m["parked_ops"] == 1);
+    fs::remove_file(mirror.join("other/stranger")).unwrap();
+    daemon.ok(&["try-again", "m"]);
+    everything_arrives(&daemon, &sshd, &["m"]);
+    daemon.stop();
+}
+
+#[test]
+fn what_is_excluded_is_neither_sent_nor_removed_by_a_repair() {
+    let sshd = Sshd::start();
+    let mut daemon = Daemon::with("exclude = *.tmp");
+    add(&mut daemon, "m", &sshd, &[("backoff_max", "1h")]);
+    daemon.start();
+    let (www, mirror) = (daemon.source(), base(&sshd, "m"));
+    fs::create_dir(www.join("dir")).unwrap();
+    fs::write(www.join("dir/file"), "first").unwrap();
+    fs::write(www.join("dir/mine.tmp"), "stays here").unwrap();
+    daemon.wait();
+    fs::remove_dir_all(mirror.join("dir")).unwrap();
+    fs::write(www.join("dir/file"), "second").unwrap();
+    daemon.wait();
+    assert_eq!(
+        fs::read_to_string(mirror.join("dir/file")).unwrap(),
+        "second"
+    );
+    assert!(!mirror.join("dir/mine.tmp").exists());
+    daemon.stop();
+}
