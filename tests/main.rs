@@ -22,4 +22,5 @@ mod readme;
 mod repairs;
 mod replay;
 mod round_trips;
+mod servers;
 mod sftp;

@@ -74,6 +74,8 @@ pub(super) struct Link {
     pub(super) io_timeout: Duration,
     /// Whether the server's banner says OpenSSH.
     pub(super) openssh: bool,
+    /// Whether it takes SYMLINK's two paths in the order of the draft.
+    pub(super) symlinks_as_drafted: bool,
 }
 
 /// Why a channel did not become an SFTP one.
@@ -420,6 +422,13 @@ impl SftpChannel {
 
 impl Remote for SftpChannel {
     fn send(&mut self, request: Request) -> Ticket {
+        let request = match request {
+            Request::Symlink { target, link } if self.link.symlinks_as_drafted => {
+                let (target, link) = (link, target);
+                Request::Symlink { target, link }
+            }
+            other => other,
+        };
         self.queue(&request, true)
     }
 

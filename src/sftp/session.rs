@@ -480,6 +480,8 @@ fn start_sftp(
     let left = greeted.deadline.saturating_duration_since(Instant::now());
     let link = Link {
         openssh: server.contains("OpenSSH"),
+        // It swaps them for clients that it knows to be wrong: not for us.
+        symlinks_as_drafted: server.contains("AsyncSSH"),
         session: greeted.session,
         socket: greeted.socket,
         io_timeout: target.io_timeout,
