@@ -26,7 +26,7 @@ impl<R: Remote> Pipeline<'_, R> {
         }
         let staged = !matches!(self.window[index].stage, Stage::Refused(_));
         let unexpected = matches!(status.code, code::NO_SUCH_FILE | code::FAILURE);
-        if staged && unexpected {
+        if staged && (unexpected || self.is_of_another_kind(&change)?) {
             return self.leave_to_repair_all(index, &status);
         }
         let name = self.setup.name;

@@ -62,6 +62,24 @@ impl<R: Remote> Pipeline<'_, R> {
         Ok(())
     }
 
+    /// Whether there is a directory where the change speaks of a file, or the other way round. Some systems
+    /// call it denied to link or unlink a directory.
+    pub(super) fn is_of_another_kind(&mut self, change: &Change) -> Result<bool, MirrorError> {
+        let directory = match change {
+            Change::Mkdir { .. } | Change::Rmdir { .. } => true,
+            Change::Unlink { .. }
+            | Change::Symlink { .. }
+            | Change::Link { .. }
+            | Change::Content { .. } => false,
+            Change::Rename { .. } | Change::Exchange { .. } | Change::Attr { .. } => {
+                return Ok(false);
+            }
+        };
+        let path = self.setup.place.path(change.path());
+        let there = self.ask(Request::Lstat { path })?;
+        Ok(matches!(there, Reply::Attrs(attrs) if is_dir(&attrs) != directory))
+    }
+
     /// The topmost directory above a path that is not there, or is none; the path itself, if all are.
     fn first_wrong(&mut self, path: &RelPath) -> Result<RelPath, MirrorError> {
         let mut above: Vec<RelPath> = path
