@@ -279,8 +279,9 @@ impl Life {
     fn session(&mut self) -> Result<Ended, MirrorError> {
         let name = self.config.name.clone();
         let target = target(&self.config)?;
-        let mut remote = session::connect(&target, &self.abort)?;
         let place = Place::new(self.config.path.as_bytes());
+        let questions = prepare::questions(&place);
+        let (mut remote, asked) = session::connect_asking(&target, &self.abort, &questions)?;
         self.inbox.attend();
         let reader = self.journal.reader()?;
         let mut position = reader.mirror(&name)?;
@@ -293,7 +294,8 @@ impl Life {
             source_id: &source_id,
             marker: self.journal.marker(&name)?,
         };
-        let rules = prepare::prepare(&mut remote, &place, &known, self.config.preserve_owner)?;
+        let owner = self.config.preserve_owner;
+        let rules = prepare::prepare_asked(&mut remote, &asked, &place, &known, owner)?;
         if !adopted {
             self.journal.adopt_mirror(&name)?;
         }

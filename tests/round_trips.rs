@@ -4,6 +4,7 @@
 
 use super::cuts::node_id;
 use super::support::fake_server::FakeServer;
+use super::support::sshd::Sshd;
 use super::support::tree;
 use proxyfs::change::{Change, Extent, RelPath};
 use proxyfs::journal::{Journal, Recorder};
@@ -13,6 +14,7 @@ use proxyfs::mirror::pipeline::{Pipeline, Setup};
 use proxyfs::mirror::plan::{Place, Rules};
 use proxyfs::mirror::prepare::{Known, prepare};
 use proxyfs::mirror::source::Source;
+use proxyfs::sftp::session::{Abort, connect_asking};
 use proxyfs::sftp::{Features, Remote, Reply, Request, SessionError, Ticket};
 use std::cell::Cell;
 use std::fs;
@@ -194,6 +196,46 @@ fn a_mirror_that_comes_back_is_looked_at_in_two_round_trips() {
     let scene = Scene::new();
     scene.prepare();
     assert_eq!(scene.prepare().1, 2);
+}
+
+#[test]
+fn requests_that_go_along_with_the_start_of_sftp_are_answered_like_all_others() {
+    // Also by servers that do not tell their limits, or have the program to be started first.
+    let servers = [
+        ("internal-sftp", true),
+        ("exec /usr/lib/openssh/sftp-server -P limits", false),
+        ("sleep 0.1; exec /usr/lib/openssh/sftp-server", true),
+    ];
+    for (server, tells) in servers {
+        let builder = Sshd::builder();
+        let sshd = match server {
+            "internal-sftp" => builder.start(),
+            script => builder.sftp_script(script).start(),
+        };
+        let there = sshd.base().as_os_str().as_bytes().to_vec();
+        let first = [
+            Request::Stat {
+                path: there.clone(),
+            },
+            Request::Opendir { path: there },
+            Request::Stat {
+                path: b"/not/there".to_vec(),
+            },
+        ];
+        let (mut session, asked) = connect_asking(&sshd.target(), &Abort::new(), &first).unwrap();
+        assert_eq!(session.features().max_handles.is_some(), tells, "{server}");
+        let mut answers = Vec::new();
+        while answers.len() < first.len() {
+            session.pump(Duration::from_secs(1), None).unwrap();
+            answers.extend(std::iter::from_fn(|| session.reply()));
+        }
+        let tickets: Vec<Ticket> = answers.iter().map(|a| a.0).collect();
+        assert_eq!(tickets, asked, "{server}");
+        assert!(matches!(answers[0].1, Reply::Attrs(_)), "{server}");
+        assert!(matches!(answers[1].1, Reply::Handle(_)), "{server}");
+        assert!(matches!(answers[2].1, Reply::Status(_)), "{server}");
+        assert_eq!(session.outstanding(), 0, "{server}");
+    }
 }
 
 #[test]

@@ -30,6 +30,25 @@ pub struct Known<'a> {
     pub marker: (Option<Seq>, Option<Seq>),
 }
 
+/// What [`prepare`] has to know first; none changes anything or needs another to be through, so they can be
+/// on their way before the server has told what it is. Where an earlier session has been, one round trip
+/// answers nearly all there is to ask.
+pub fn questions(place: &Place) -> [Request; 6] {
+    let (private, stage) = (place.private_dir(), place.stage_dir());
+    [
+        Request::Stat { path: place.base() },
+        marker::question(place),
+        Request::Lstat {
+            path: private.clone(),
+        },
+        Request::Lstat {
+            path: stage.clone(),
+        },
+        Request::Opendir { path: private },
+        Request::Opendir { path: stage },
+    ]
+}
+
 /// Checks the server and the mirror's directory, makes ProxyFS's own one and clears what an earlier
 /// session left in it.
 ///
@@ -37,6 +56,18 @@ pub struct Known<'a> {
 /// The connection's; what a person has to put right there.
 pub fn prepare<R: Remote>(
     remote: &mut R,
+    place: &Place,
+    known: &Known<'_>,
+    preserve_owner: bool,
+) -> Result<Rules, MirrorError> {
+    let tickets = questions(place).map(|question| remote.send(question));
+    prepare_asked(remote, &tickets, place, known, preserve_owner)
+}
+
+/// The same where the questions have been sent.
+pub(super) fn prepare_asked<R: Remote>(
+    remote: &mut R,
+    asked: &[Ticket],
     place: &Place,
     known: &Known<'_>,
     preserve_owner: bool,
@@ -64,30 +95,13 @@ pub fn prepare<R: Remote>(
         what,
     };
 
+    let mut replies = answers(remote, asked)?.into_iter();
+    // As many as were asked for.
+    let [at_base, mark, at_private, at_stage, in_private, in_stage] =
+        std::array::from_fn(|_| replies.next().unwrap_or(Reply::Ok));
     if !position.adopted && is_empty(remote, place.base())? {
         return Err(MirrorError::NeedsSync { path });
     }
-    // Where an earlier session has been, one round trip answers all there is to ask.
-    let (private, stage) = (place.private_dir(), place.stage_dir());
-    let [at_base, mark, at_private, at_stage, in_private, in_stage] = ask_all(
-        remote,
-        [
-            Request::Stat { path: place.base() },
-            marker::question(place),
-            Request::Lstat {
-                path: private.clone(),
-            },
-            Request::Lstat {
-                path: stage.clone(),
-            },
-            Request::Opendir {
-                path: private.clone(),
-            },
-            Request::Opendir {
-                path: stage.clone(),
-            },
-        ],
-    )?;
     let before = match at_base {
         Reply::Attrs(attrs) if is_dir(&attrs) => attrs,
         Reply::Status(status) if status.code == code::NO_SUCH_FILE => {
@@ -101,7 +115,7 @@ pub fn prepare<R: Remote>(
     marker::judge(&mark, known.source_id, known.marker, &path)?;
     let not_writable = |refused| base(BaseTrouble::NotWritable(refused));
     if !is_directory(&at_private) {
-        make(remote, private)?.map_err(not_writable)?;
+        make(remote, place.private_dir())?.map_err(not_writable)?;
         // A copy that was just made by other means has the right time, and nothing else will set it. Where
         // the directory is not the user's it stays as it is.
         let attrs = Attrs {
@@ -117,7 +131,7 @@ pub fn prepare<R: Remote>(
         )?;
     }
     if !is_directory(&at_stage) {
-        make(remote, stage)?.map_err(not_writable)?;
+        make(remote, place.stage_dir())?.map_err(not_writable)?;
     }
     clear_stage(remote, place, position, in_private, in_stage)?;
     Ok(rules)
@@ -270,19 +284,8 @@ fn list_all<R: Remote, const N: usize>(
 
 /// Sends one request and waits for its reply; nothing else is under way here.
 fn ask<R: Remote>(remote: &mut R, request: Request) -> Result<Reply, SessionError> {
-    let [reply] = ask_all(remote, [request])?;
-    Ok(reply)
-}
-
-/// Sends requests of which none needs another to be through, and waits for all replies.
-fn ask_all<R: Remote, const N: usize>(
-    remote: &mut R,
-    requests: [Request; N],
-) -> Result<[Reply; N], SessionError> {
-    let tickets = requests.map(|request| remote.send(request));
-    let mut replies = answers(remote, &tickets)?.into_iter();
-    // As many as were asked for.
-    Ok(tickets.map(|_| replies.next().unwrap_or(Reply::Ok)))
+    let ticket = remote.send(request);
+    Ok(answers(remote, &[ticket])?.pop().unwrap_or(Reply::Ok))
 }
 
 /// Waits for the replies to these, and gives them in this order.

@@ -26,7 +26,7 @@
 
 use super::in_flight::InFlight;
 use super::tcp::{first_line, hang_up, timespec};
-use super::wire::{self, Limits, Malformed, Version, extension};
+use super::wire::{self, Limits, Version, extension};
 use super::{Features, Remote, Reply, Request, SessionError, Status, Ticket, code};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
@@ -110,9 +110,13 @@ pub struct SftpChannel {
 }
 
 impl SftpChannel {
-    /// Opens a channel and starts SFTP on it, within `timeout` for each step. Leaves the session
-    /// non-blocking. After an error the link is broken.
-    pub(super) fn open(link: Arc<Link>, timeout: Duration) -> Result<SftpChannel, OpenError> {
+    /// Opens a channel and starts SFTP on it, within `timeout` for each step, and sends `first` as early
+    /// as can be. Leaves the session non-blocking. After an error the link is broken.
+    pub(super) fn open(
+        link: Arc<Link>,
+        timeout: Duration,
+        first: &[Request],
+    ) -> Result<(SftpChannel, Vec<Ticket>), OpenError> {
         let channel = match start_subsystem(&link.session) {
             Ok(channel) => channel,
             Err(e) => {
@@ -147,19 +151,28 @@ impl SftpChannel {
             dead: None,
         };
         sftp.link.session.set_blocking(false);
-        sftp.negotiate(timeout)?;
-        Ok(sftp)
+        let tickets = sftp.negotiate(timeout, first)?;
+        Ok((sftp, tickets))
     }
 
-    /// INIT and VERSION, and the limits where they are offered. OpenSSH, which offers them since 8.5 and
-    /// says so if it has not heard of them, is asked in the same breath: that spares a round trip.
-    fn negotiate(&mut self, timeout: Duration) -> Result<(), OpenError> {
+    /// INIT and VERSION, the limits where they are offered, and the owner's first requests. With OpenSSH
+    /// all of that is one round trip: it takes one thing after another, has offered the limits since 8.5
+    /// and says so if it has not heard of them. (Its window is shut until the subsystem runs, so nothing can
+    /// go along with the request for that.)
+    fn negotiate(
+        &mut self,
+        timeout: Duration,
+        first: &[Request],
+    ) -> Result<Vec<Ticket>, OpenError> {
         const VERSION: &str = "starting SFTP";
         const LIMITS: &str = "asking for SFTP's limits";
+        let limits_id = self.in_flight.next();
+        let mut tickets = Vec::new();
         wire::encode_init(&mut self.output);
-        let id = self.in_flight.next();
         if self.link.openssh {
-            wire::encode_limits(id, &mut self.output);
+            wire::encode_limits(limits_id, &mut self.output);
+            self.in_flight.skip();
+            tickets.extend(first.iter().map(|r| self.queue(r, true)));
         }
         let packet = match self.packet_within(timeout) {
             Ok(packet) => packet,
@@ -183,24 +196,43 @@ impl SftpChannel {
         self.features.lsetstat = version.offers(extension::LSETSTAT);
         self.features.copy_data = version.offers(extension::COPY_DATA);
         self.features.statvfs = version.offers(extension::STATVFS);
-        let offered = version.offers(extension::LIMITS);
-        if offered && !self.link.openssh {
-            wire::encode_limits(id, &mut self.output);
+        let mut asked = self.link.openssh;
+        if !self.link.openssh {
+            if version.offers(extension::LIMITS) {
+                asked = true;
+                wire::encode_limits(limits_id, &mut self.output);
+                self.in_flight.skip();
+            }
+            tickets.extend(first.iter().map(|r| self.queue(r, true)));
         }
-        if offered || self.link.openssh {
+        if asked {
             let limits = self
-                .packet_within(timeout)
-                .and_then(|packet| match wire::reply_id(&packet)? {
-                    answered if answered == id => Ok(wire::decode_limits(&packet)?),
-                    other => Err(Malformed::UnknownId(other).into()),
-                })
+                .limits_within(limits_id, timeout)
                 .map_err(|e| OpenError::Session(LIMITS, e))?;
-            self.in_flight.skip();
             if let Some(limits) = limits {
                 self.apply(limits);
             }
         }
-        Ok(())
+        // What came along with the last packet would else be seen only when more comes.
+        self.take_replies()
+            .map_err(|e| OpenError::Session(LIMITS, e))?;
+        Ok(tickets)
+    }
+
+    /// Waits for the answer about the limits; other answers are kept.
+    fn limits_within(
+        &mut self,
+        id: u32,
+        timeout: Duration,
+    ) -> Result<Option<Limits>, SessionError> {
+        loop {
+            let packet = self.packet_within(timeout)?;
+            if wire::reply_id(&packet)? == id {
+                return Ok(wire::decode_limits(&packet)?);
+            }
+            let reply = self.in_flight.answer(&packet, self.heard)?;
+            self.replies.extend(reply);
+        }
     }
 
     fn apply(&mut self, limits: Limits) {
@@ -219,7 +251,7 @@ impl SftpChannel {
         self.features.max_handles = (limits.handles > 0).then_some(limits.handles);
     }
 
-    /// Writes what is queued and waits for one packet; for the start, where nothing is in flight.
+    /// Writes what is queued and waits for one packet; for the start.
     fn packet_within(&mut self, timeout: Duration) -> Result<Vec<u8>, SessionError> {
         let deadline = Instant::now() + timeout;
         loop {
