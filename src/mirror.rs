@@ -30,7 +30,7 @@ pub mod upload;
 use crate::change::Seq;
 use crate::config::{Login, MirrorConfig};
 use crate::journal::{Journal, JournalError, SOURCE_ID};
-use crate::sftp::session::{self, Abort, Secret, Target};
+use crate::sftp::session::{self, Abort, Secret, Start, Target};
 use crate::status::MirrorState;
 use errors::{Class, MirrorError};
 use inbox::{Inbox, Notice, Notifier, inbox};
@@ -281,9 +281,13 @@ impl Life {
         let target = target(&self.config)?;
         let place = Place::new(self.config.path.as_bytes());
         let questions = prepare::questions(&place);
-        let (mut remote, asked) = session::connect_asking(&target, &self.abort, &questions)?;
-        self.inbox.attend();
         let reader = self.journal.reader()?;
+        let start = Start {
+            first: &questions,
+            far_lanes: pipeline::lanes_for(reader.backlog(&name)?.bytes),
+        };
+        let (mut remote, asked) = session::connect_asking(&target, &self.abort, start)?;
+        self.inbox.attend();
         let mut position = reader.mirror(&name)?;
         let adopted = position.adopted;
         // Where nothing is, there is nothing to have a copy of.

@@ -1,7 +1,7 @@
 //! A pipelined SFTP v3 client (draft-ietf-secsh-filexfer-02 and OpenSSH's PROTOCOL extensions).
 //!
 //! [`Remote`] is what the mirror side sees of it: requests go in, replies come out, many in flight.
-//! [`session`] makes the SSH connection (host key, login), [`channel`] moves the bytes, [`wire`]
+//! [`session`] makes the SSH connection (host key, login), [`lanes`] and [`channel`] move the bytes, [`wire`]
 //! turns requests into packets and packets into replies, trusting nothing that the server says.
 //!
 //! This module knows nothing of the journal or of changes.
@@ -11,6 +11,7 @@ pub mod channel;
 pub mod connect_error;
 mod in_flight;
 pub mod known_hosts;
+pub mod lanes;
 pub mod login;
 mod malformed;
 mod offers;
@@ -23,8 +24,13 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 /// Names a request that is under way: given by [`Remote::send`], comes back with the reply.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Ticket(pub u32);
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ticket {
+    /// The lane that it was sent on.
+    pub lane: u8,
+    /// Its number there.
+    pub id: u32,
+}
 
 /// A server's handle of an open file or directory: opaque, at most 256 bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -246,13 +252,21 @@ pub struct Features {
 
 /// A mirror's SFTP server, with many requests in flight: the real one, or a test's.
 ///
+/// Requests go on lanes, numbered from 0. Those of one lane are carried out one after another by servers that
+/// do so (OpenSSH); those of different lanes in any order, and a handle is good on its own lane only.
+///
 /// Any error ends the session: what was under way may or may not have been carried out.
 pub trait Remote {
     /// Queues a request and returns its ticket. Does not block and does no I/O.
-    fn send(&mut self, request: Request) -> Ticket;
+    fn send_on(&mut self, lane: usize, request: Request) -> Ticket;
 
-    /// Moves bytes both ways. Returns when at least one reply is there, when `wake` becomes
-    /// readable, or after `timeout`, whichever is first; at once when something is there already.
+    /// The same on the first lane.
+    fn send(&mut self, request: Request) -> Ticket {
+        self.send_on(0, request)
+    }
+
+    /// Moves bytes both ways. Returns when at least one reply is there, when another lane is, when `wake`
+    /// becomes readable, or after `timeout`, whichever is first; at once when something is there already.
     /// Requests that were queued are written out before it waits.
     ///
     /// # Errors
@@ -267,19 +281,37 @@ pub trait Remote {
     /// How many requests have no reply yet.
     fn outstanding(&self) -> usize;
 
-    /// Bytes of WRITE data that have no reply yet, queued ones included.
-    fn unacknowledged_bytes(&self) -> usize;
+    /// Bytes of WRITE data on a lane that have no reply yet, queued ones included.
+    fn unacknowledged_on(&self, lane: usize) -> usize;
+
+    /// The same of all lanes.
+    fn unacknowledged_bytes(&self) -> usize {
+        (0..self.lanes()).map(|n| self.unacknowledged_on(n)).sum()
+    }
+
+    /// How many lanes there are. Never becomes less.
+    fn lanes(&self) -> usize {
+        1
+    }
+
+    /// So many lanes would be of use. They come while it is pumped, or not at all: a server may refuse them.
+    fn want_lanes(&mut self, _lanes: usize) {}
+
+    /// How long an answer takes, about.
+    fn round_trip(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// What the server can do.
     fn features(&self) -> &Features;
 
-    /// Bytes sent and received on the SFTP channel so far.
+    /// Bytes sent and received on the SFTP channels so far.
     fn traffic(&self) -> (u64, u64);
 }
 
 impl<R: Remote> Remote for &mut R {
-    fn send(&mut self, request: Request) -> Ticket {
-        (**self).send(request)
+    fn send_on(&mut self, lane: usize, request: Request) -> Ticket {
+        (**self).send_on(lane, request)
     }
     fn pump(
         &mut self,
@@ -294,8 +326,17 @@ impl<R: Remote> Remote for &mut R {
     fn outstanding(&self) -> usize {
         (**self).outstanding()
     }
-    fn unacknowledged_bytes(&self) -> usize {
-        (**self).unacknowledged_bytes()
+    fn unacknowledged_on(&self, lane: usize) -> usize {
+        (**self).unacknowledged_on(lane)
+    }
+    fn lanes(&self) -> usize {
+        (**self).lanes()
+    }
+    fn want_lanes(&mut self, lanes: usize) {
+        (**self).want_lanes(lanes);
+    }
+    fn round_trip(&self) -> Duration {
+        (**self).round_trip()
     }
     fn features(&self) -> &Features {
         (**self).features()

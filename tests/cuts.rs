@@ -3,9 +3,9 @@
 //!
 //! A random history of changes, on a real tree and in a real journal, is replayed by the real pipeline on
 //! a server that breaks off at random requests, before or after the effect. In between the history goes
-//! on, and a little of it happens while a session is at work, between any two of its requests. In other
-//! histories the server also refuses, for a while, what is done to some names: those changes are parked, and
-//! tried again in the end. Each seed is another history; a seed that once failed stays below by name.
+//! on, and a little of it happens while a session is at work, between any two of its requests, on one to four
+//! lanes. In other histories the server also refuses, for a while, what is done to some names: those changes are
+//! parked, and tried again in the end. Each seed is another history; a seed that once failed stays below by name.
 #![allow(clippy::unwrap_used)]
 
 use super::support::fake_server::{Cut, FakeServer};
@@ -352,11 +352,14 @@ pub(super) fn node_id(path: &Path) -> NodeId {
     NodeId(id.into())
 }
 
-/// What a server refuses.
+/// What a server refuses, and how it works.
 #[derive(Default)]
 struct Trouble {
     /// Whatever is done to these names of the tree.
     denied: Vec<&'static str>,
+    /// How many lanes it has, and what decides which of them it works on.
+    lanes: usize,
+    seed: u64,
 }
 
 impl Trouble {
@@ -450,7 +453,7 @@ fn session(
         };
         history.is_published(seq, &bytes);
     };
-    let mut server = FakeServer::new(cut, batch, idle, watch);
+    let mut server = FakeServer::new(cut, batch, idle, watch).lanes(trouble.lanes, trouble.seed);
     server.refuse = Box::new(|request| trouble.refuses(request));
     let place = Place::new(base.as_os_str().as_bytes());
     let position = reader.mirror("m").unwrap();
@@ -632,6 +635,9 @@ fn play_on(seed: u64, refusals: bool, stranger: bool) {
                 .denied
                 .extend(names.iter().filter(|_| random.one_in(3)));
         }
+        // Of the seed as well, but without a change of what it has always meant.
+        trouble.lanes = 1 + (seed as usize + traces.len()) % 4;
+        trouble.seed = seed ^ traces.len() as u64;
         let (error, trace) = session(&history, &source, &base, Some(cut), batch, true, &trouble);
         traces.push(trace.join("\n"));
         match error {
@@ -643,7 +649,11 @@ fn play_on(seed: u64, refusals: bool, stranger: bool) {
             ),
         }
     }
-    let none = Trouble::default();
+    let none = Trouble {
+        lanes: 2,
+        seed,
+        ..Trouble::default()
+    };
     let (error, trace) = session(&history, &source, &base, None, 7, false, &none);
     traces.push(trace.join("\n"));
     let story = || {

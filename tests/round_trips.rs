@@ -14,7 +14,7 @@ use proxyfs::mirror::pipeline::{Pipeline, Setup};
 use proxyfs::mirror::plan::{Place, Rules};
 use proxyfs::mirror::prepare::{Known, prepare};
 use proxyfs::mirror::source::Source;
-use proxyfs::sftp::session::{Abort, connect_asking};
+use proxyfs::sftp::session::{Abort, Start, connect_asking};
 use proxyfs::sftp::{Features, Remote, Reply, Request, SessionError, Ticket};
 use std::cell::Cell;
 use std::fs;
@@ -31,8 +31,8 @@ struct Distant<'a> {
 }
 
 impl Remote for Distant<'_> {
-    fn send(&mut self, request: Request) -> Ticket {
-        self.server.send(request)
+    fn send_on(&mut self, lane: usize, request: Request) -> Ticket {
+        self.server.send_on(lane, request)
     }
 
     fn pump(
@@ -57,8 +57,8 @@ impl Remote for Distant<'_> {
         self.server.outstanding()
     }
 
-    fn unacknowledged_bytes(&self) -> usize {
-        self.server.unacknowledged_bytes()
+    fn unacknowledged_on(&self, lane: usize) -> usize {
+        self.server.unacknowledged_on(lane)
     }
 
     fn features(&self) -> &Features {
@@ -222,7 +222,11 @@ fn requests_that_go_along_with_the_start_of_sftp_are_answered_like_all_others() 
                 path: b"/not/there".to_vec(),
             },
         ];
-        let (mut session, asked) = connect_asking(&sshd.target(), &Abort::new(), &first).unwrap();
+        let start = Start {
+            first: &first,
+            far_lanes: 1,
+        };
+        let (mut session, asked) = connect_asking(&sshd.target(), &Abort::new(), start).unwrap();
         assert_eq!(session.features().max_handles.is_some(), tells, "{server}");
         let mut answers = Vec::new();
         while answers.len() < first.len() {

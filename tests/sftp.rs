@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod hosts;
+mod lanes;
 mod peers;
 mod requests;
 

@@ -44,6 +44,7 @@ use super::source::Source;
 use super::upload::{CHUNK, Outcome, Start, Upload, attributes_now};
 use crate::change::{ByteRanges, Change, Extent, NodeId, RelPath, Seq};
 use crate::journal::{Journal, Progress, Reader, Row, SOURCE_ID, now_ms};
+use crate::sftp::lanes::{FAR, MOST_LANES};
 use crate::sftp::{Attrs, OpenMode, Remote, Reply, Request, Status, Ticket, code};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -72,8 +73,11 @@ const SPARE_HANDLES: u64 = 64;
 const READ_AHEAD: usize = 8 << 20;
 /// Files being staged that are kept open here, at most.
 const OPEN_FILES: usize = 16;
-/// Bytes of file data without a reply at most.
-const UNACKNOWLEDGED: usize = 8 << 20;
+/// Bytes of file data without a reply at most, on each lane: more than OpenSSH's window, so that it stays
+/// full.
+const UNACKNOWLEDGED: usize = 3 << 20;
+/// Another lane is of use for so many bytes more: OpenSSH's window.
+const LANE_BYTES: u64 = 2 << 20;
 /// Changes being published at once at most.
 const PUBLISHING: usize = 1024;
 /// How often a file that changes while it is read is staged again. After that it is published as it
@@ -175,6 +179,11 @@ struct Job {
     taken_up: bool,
     /// Its paths are among those in flight.
     noted: bool,
+    /// The lane that it is staged on. All that is about its staged file goes there, so that a removal comes
+    /// before the next try.
+    lane: Option<usize>,
+    /// What its upload is counted with in [`Pipeline::burden`].
+    weight: staging::Weight,
 }
 
 impl Job {
@@ -200,6 +209,8 @@ impl Job {
             whole: false,
             taken_up: false,
             noted: false,
+            lane: None,
+            weight: staging::Weight::default(),
         }
     }
 
@@ -290,6 +301,10 @@ pub struct Pipeline<'a, R: Remote> {
     uncertain: Seq,
     /// Rows that are being uploaded.
     uploading: BTreeSet<Seq>,
+    /// Those of them that have something to send.
+    feeding: BTreeSet<Seq>,
+    /// What they need together.
+    burden: staging::Burden,
     /// A row that could not be staged: none behind it is tried.
     staging_refused: Option<Seq>,
     publishing: usize,
@@ -330,6 +345,11 @@ pub struct Pipeline<'a, R: Remote> {
     source_id: String,
 }
 
+/// How many lanes are of use for so many bytes on a long line.
+pub fn lanes_for(bytes: u64) -> usize {
+    (1 + bytes / LANE_BYTES).min(MOST_LANES as u64) as usize
+}
+
 impl<'a, R: Remote> Pipeline<'a, R> {
     /// Starts behind the mirror's cursor.
     ///
@@ -358,6 +378,8 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             announced: position.cursor,
             uncertain: position.sent_upto,
             uploading: BTreeSet::new(),
+            feeding: BTreeSet::new(),
+            burden: staging::Burden::default(),
             staging_refused: None,
             publishing: 0,
             in_flight: PathIndex::default(),

@@ -418,7 +418,7 @@ impl<'a, R: Remote> Repair<'a, R> {
             in_place,
             parts: None,
         };
-        match Upload::start(source, node, wanted, rules, self.remote)
+        match Upload::start(source, node, wanted, rules, (&mut *self.remote, 0))
             .map_err(source_error(&path))?
         {
             Start::Begun(upload, tickets) => {

@@ -104,6 +104,8 @@ pub enum Outcome {
 
 /// A file on its way.
 pub struct Upload {
+    /// Whereon: its handle is good there only.
+    lane: usize,
     body: Body,
     stamp: Stamp,
     inode: u64,
@@ -148,7 +150,7 @@ impl Upload {
         node: &NodeId,
         wanted: Wanted,
         rules: Rules,
-        remote: &mut R,
+        (remote, lane): (&mut R, usize),
     ) -> io::Result<Start> {
         let Wanted {
             dest,
@@ -197,14 +199,16 @@ impl Upload {
         let mut tickets = Vec::new();
         if parts.is_some() {
             let path = dest.clone();
-            tickets.push(remote.send(Request::Lstat { path }));
+            tickets.push(remote.send_on(lane, Request::Lstat { path }));
         }
-        tickets.push(remote.send(Request::Open {
+        let open = Request::Open {
             path: dest,
             mode,
             attrs: attrs_at_open,
-        }));
+        };
+        tickets.push(remote.send_on(lane, open));
         let upload = Upload {
+            lane,
             body,
             stamp,
             inode: stat.st_ino,
@@ -221,6 +225,11 @@ impl Upload {
             failure: None,
         };
         Ok(Start::Begun(Box::new(upload), tickets))
+    }
+
+    /// The lane that it goes on.
+    pub fn lane(&self) -> usize {
+        self.lane
     }
 
     /// Whether the upload keeps a local file open.
@@ -287,11 +296,12 @@ impl Upload {
         if let Some((offset, data)) = chunk {
             self.sent += data.len() as u64;
             self.waiting += 1;
-            note(remote.send(Request::Write {
+            let write = Request::Write {
                 handle,
                 offset,
                 data,
-            }));
+            };
+            note(remote.send_on(self.lane, write));
             return Ok(());
         }
         if self.settle_first && self.waiting > 0 {
@@ -300,14 +310,12 @@ impl Upload {
         if self.failure.is_none() {
             for attrs in std::mem::take(&mut self.attrs) {
                 self.waiting += 1;
-                note(remote.send(Request::Fsetstat {
-                    handle: handle.clone(),
-                    attrs,
-                }));
+                let handle = handle.clone();
+                note(remote.send_on(self.lane, Request::Fsetstat { handle, attrs }));
             }
         }
         self.waiting += 1;
-        note(remote.send(Request::Close { handle }));
+        note(remote.send_on(self.lane, Request::Close { handle }));
         self.phase = Phase::Closing;
         Ok(())
     }

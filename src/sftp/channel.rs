@@ -1,33 +1,26 @@
-//! One SFTP channel with many requests in flight, on ssh2's raw channel.
+//! One SFTP channel with many requests in flight, on ssh2's raw channel; and how channels are opened.
 //!
 //! The dangers, and what answers each:
 //!
-//! - *A round trip for each request.* `send` only appends to a buffer; `pump` hands the buffer to
-//!   libssh2 in packet-sized pieces, however many requests share one, and then reads what is there.
+//! - *A round trip for each request.* `queue` only appends to a buffer; [`Lane::write_piece`] hands the
+//!   buffer to libssh2 in packet-sized pieces, however many requests share one.
 //! - *A piece half sent.* libssh2 has taken the bytes of a write that says "would block" already, and
 //!   must be called with the same ones again: the buffer's head moves only by what was written, and
-//!   new requests only go behind its end.
-//! - *Sleeping on what has come already.* libssh2 reads the socket also while it writes, and keeps
-//!   what it finds; so reading is always the last thing before poll(2), until it would block. And
-//!   window that was opened while reading is used before sleeping ([`SftpChannel::pass`]).
-//! - *A peer that says nothing more.* Whatever request is the oldest must be answered within the I/O
-//!   time-out of its becoming the oldest. (Not of its being queued: behind 8 MiB on a slow line it
-//!   rightly waits longer.) The owner
-//!   is to pump every second or so: its own pauses count as the server's. With nothing in flight for [`IDLE`], a REALPATH goes out by itself; its
-//!   answer is kept from the owner. Nothing here is libssh2's keepalive, which breaks reads.
+//!   new requests only go behind its end. Until then libssh2 takes nothing else, of no channel: those
+//!   "would block" too. So whoever waits for the socket tries again when it has room ([`Lane::blocked`]).
 //! - *Answers that nobody asked for.* An id must be under way, and is so once; see [`wire`].
-//! - *Blocking in drop.* libssh2 says goodbye and waits for an answer. So the socket is shut down first
-//!   ([`SftpChannel::drop`]): then there is nobody to wait for.
 //! - *Memory.* Incoming: one packet and one read at a time, and answers only to what was asked; the
 //!   rest is bounded by the receive window. Outgoing: what the owner queues, and it has
-//!   `outstanding` and `unacknowledged_bytes` to stop at.
-//!
-//! After any error the session is dead: which bytes have arrived is unknown then.
+//!   `outstanding` and `unacknowledged_on` to stop at.
+//! - *A server that gives a session one channel only* (MaxSessions), or has no room for another process.
+//!   That is no error where one is open already: [`Opening`] then asks no more.
+//! - *One channel is opened at a time*: libssh2 keeps the state of that in the session. But while one
+//!   starts its subsystem the next one can be asked for.
 
 use super::in_flight::InFlight;
-use super::tcp::{first_line, hang_up, timespec};
+use super::tcp::{first_line, timespec};
 use super::wire::{self, Limits, Version, extension};
-use super::{Features, Remote, Reply, Request, SessionError, Status, Ticket, code};
+use super::{Features, Reply, Request, SessionError, Status, Ticket, code};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use ssh2::{BlockDirections, Channel, ErrorCode, ExtendedData, Session};
@@ -38,8 +31,16 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// With nothing in flight for so long, the peer is asked for a sign of life.
-pub const IDLE: Duration = Duration::from_secs(15);
+/// Channels of one session at most.
+pub const MOST_LANES: usize = 4;
+
+/// A round trip that takes so long is worth more than one channel: what fills a channel's window (2 MiB with
+/// OpenSSH) in less is faster than most disks.
+pub const FAR: Duration = Duration::from_millis(5);
+
+/// While a channel is opened beside something else, each may read what is for the other; so neither sleeps
+/// longer than this.
+const TICK: Duration = Duration::from_millis(2);
 
 /// The receive window in bytes: more READ data than this must not be asked for at a time.
 pub const RECEIVE_WINDOW: u32 = 8 * 1024 * 1024;
@@ -51,7 +52,7 @@ const CHANNEL_PACKET: u32 = 32 * 1024;
 const READ_PIECE: usize = 64 * 1024;
 
 /// How much is given to libssh2 at a time: what it puts into one packet.
-const WRITE_PIECE: usize = 32 * 1024;
+pub(super) const WRITE_PIECE: usize = 32 * 1024;
 
 /// READ and WRITE size in bytes where a server does not tell its own (draft 02, section 6.4).
 const PLAIN_SIZE: u32 = 32 * 1024;
@@ -63,6 +64,8 @@ const KEPT_ROOM: usize = 1024 * 1024;
 mod error {
     /// SOCKET_SEND, SOCKET_DISCONNECT, SOCKET_RECV.
     pub const CLOSED: [i32; 3] = [-7, -13, -43];
+    /// EAGAIN.
+    pub const WOULD_BLOCK: i32 = -37;
 }
 
 /// What the channels of one session share: its socket and libssh2's state of it. libssh2 lets one
@@ -78,308 +81,28 @@ pub(super) struct Link {
     pub(super) symlinks_as_drafted: bool,
 }
 
-/// Why a channel did not become an SFTP one.
-pub(super) enum OpenError {
-    /// libssh2 or the connection failed in the named step.
-    Ssh(&'static str, ssh2::Error),
-    /// The session ended in the named step.
-    Session(&'static str, SessionError),
-    /// The other side is there, but is no SFTP server.
-    NoSftp(String),
-    /// It speaks this version.
-    Version(u32),
-}
-
-/// An SFTP channel of a session: see [`Remote`].
-pub struct SftpChannel {
-    channel: Channel,
-    link: Arc<Link>,
-    features: Features,
-    /// Packets to write; the part before `written` is sent already.
-    output: Vec<u8>,
-    written: usize,
-    /// What was read and is no whole packet yet.
-    input: Vec<u8>,
-    piece: Box<[u8]>,
-    in_flight: InFlight,
-    replies: VecDeque<(Ticket, Reply)>,
-    /// When a byte came last.
-    heard: Instant,
-    traffic: (u64, u64),
-    dead: Option<SessionError>,
-}
-
-impl SftpChannel {
-    /// Opens a channel and starts SFTP on it, within `timeout` for each step, and sends `first` as early
-    /// as can be. Leaves the session non-blocking. After an error the link is broken.
-    pub(super) fn open(
-        link: Arc<Link>,
-        timeout: Duration,
-        first: &[Request],
-    ) -> Result<(SftpChannel, Vec<Ticket>), OpenError> {
-        let channel = match start_subsystem(&link.session) {
-            Ok(channel) => channel,
-            Err(e) => {
-                hang_up(&link.socket);
-                return Err(e);
-            }
-        };
-        let openssh = link.openssh;
-        let mut sftp = SftpChannel {
-            channel,
-            link,
-            features: Features {
-                posix_rename: false,
-                hardlink: false,
-                fsync: false,
-                lsetstat: false,
-                copy_data: false,
-                statvfs: false,
-                openssh,
-                max_write: PLAIN_SIZE,
-                max_read: PLAIN_SIZE,
-                max_handles: None,
-            },
-            output: Vec::new(),
-            written: 0,
-            input: Vec::new(),
-            piece: vec![0; READ_PIECE].into(),
-            in_flight: InFlight::default(),
-            replies: VecDeque::new(),
-            heard: Instant::now(),
-            traffic: (0, 0),
-            dead: None,
-        };
-        sftp.link.session.set_blocking(false);
-        let tickets = sftp.negotiate(timeout, first)?;
-        Ok((sftp, tickets))
-    }
-
-    /// INIT and VERSION, the limits where they are offered, and the owner's first requests. With OpenSSH
-    /// all of that is one round trip: it takes one thing after another, has offered the limits since 8.5
-    /// and says so if it has not heard of them. (Its window is shut until the subsystem runs, so nothing can
-    /// go along with the request for that.)
-    fn negotiate(
-        &mut self,
-        timeout: Duration,
-        first: &[Request],
-    ) -> Result<Vec<Ticket>, OpenError> {
-        const VERSION: &str = "starting SFTP";
-        const LIMITS: &str = "asking for SFTP's limits";
-        let limits_id = self.in_flight.next();
-        let mut tickets = Vec::new();
-        wire::encode_init(&mut self.output);
-        if self.link.openssh {
-            wire::encode_limits(limits_id, &mut self.output);
-            self.in_flight.skip();
-            tickets.extend(first.iter().map(|r| self.queue(r, true)));
-        }
-        let packet = match self.packet_within(timeout) {
-            Ok(packet) => packet,
-            // No packet: something else than an SFTP server has answered.
-            Err(SessionError::Protocol(_)) if !self.input.is_empty() => {
-                let said = first_line(&self.input);
-                return Err(OpenError::NoSftp(format!("it says \"{said}\"")));
-            }
-            Err(SessionError::Lost(why)) if self.channel.eof() => {
-                return Err(OpenError::NoSftp(why));
-            }
-            Err(e) => return Err(OpenError::Session(VERSION, e)),
-        };
-        let version = Version::decode(&packet).map_err(|e| OpenError::NoSftp(e.to_string()))?;
-        if version.version != wire::VERSION {
-            return Err(OpenError::Version(version.version));
-        }
-        self.features.posix_rename = version.offers(extension::POSIX_RENAME);
-        self.features.hardlink = version.offers(extension::HARDLINK);
-        self.features.fsync = version.offers(extension::FSYNC);
-        self.features.lsetstat = version.offers(extension::LSETSTAT);
-        self.features.copy_data = version.offers(extension::COPY_DATA);
-        self.features.statvfs = version.offers(extension::STATVFS);
-        let mut asked = self.link.openssh;
-        if !self.link.openssh {
-            if version.offers(extension::LIMITS) {
-                asked = true;
-                wire::encode_limits(limits_id, &mut self.output);
-                self.in_flight.skip();
-            }
-            tickets.extend(first.iter().map(|r| self.queue(r, true)));
-        }
-        if asked {
-            let limits = self
-                .limits_within(limits_id, timeout)
-                .map_err(|e| OpenError::Session(LIMITS, e))?;
-            if let Some(limits) = limits {
-                self.apply(limits);
-            }
-        }
-        // What came along with the last packet would else be seen only when more comes.
-        self.take_replies()
-            .map_err(|e| OpenError::Session(LIMITS, e))?;
-        Ok(tickets)
-    }
-
-    /// Waits for the answer about the limits; other answers are kept.
-    fn limits_within(
-        &mut self,
-        id: u32,
-        timeout: Duration,
-    ) -> Result<Option<Limits>, SessionError> {
-        loop {
-            let packet = self.packet_within(timeout)?;
-            if wire::reply_id(&packet)? == id {
-                return Ok(wire::decode_limits(&packet)?);
-            }
-            let reply = self.in_flight.answer(&packet, self.heard)?;
-            self.replies.extend(reply);
-        }
-    }
-
-    fn apply(&mut self, limits: Limits) {
-        // Beside its data a WRITE holds its type, id, handle and offset.
-        const HEADER: u64 = 1024;
-        let packet = match limits.packet {
-            0 => u64::MAX,
-            packet => packet.saturating_sub(HEADER),
-        };
-        let size = |told: u64| match told {
-            0 => PLAIN_SIZE.min(packet as u32),
-            told => told.min(packet).min(wire::MAX_DATA.into()) as u32,
-        };
-        self.features.max_write = size(limits.write).max(1);
-        self.features.max_read = size(limits.read).max(1);
-        self.features.max_handles = (limits.handles > 0).then_some(limits.handles);
-    }
-
-    /// Writes what is queued and waits for one packet; for the start.
-    fn packet_within(&mut self, timeout: Duration) -> Result<Vec<u8>, SessionError> {
-        let deadline = Instant::now() + timeout;
-        loop {
-            self.write_out()?;
-            let open = self.read_piece();
-            if let Some(len) = wire::frame(&self.input)? {
-                let packet = self.input[4..len].to_vec();
-                self.input.drain(..len);
-                return Ok(packet);
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            match open? {
-                Some(_) => {}
-                None if left.is_zero() => return Err(SessionError::TimedOut(timeout)),
-                None => {
-                    self.wait(left, None)?;
-                }
-            }
-        }
-    }
-
-    /// One round of input and output without waiting.
-    fn pass(&mut self) -> Result<(), SessionError> {
-        loop {
-            self.write_out()?;
-            let starved = self.starved();
-            while self.read_piece()?.is_some() {
-                self.take_replies()?;
-            }
-            if !starved || self.starved() {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Whether there is something to write and no window for it.
-    fn starved(&self) -> bool {
-        self.written < self.output.len() && self.channel.write_window().remaining == 0
-    }
-
-    fn write_out(&mut self) -> Result<(), SessionError> {
-        while self.written < self.output.len() {
-            let rest = &self.output[self.written..];
-            match self.channel.write(&rest[..rest.len().min(WRITE_PIECE)]) {
-                // No room in the window.
-                Ok(0) => break,
-                Ok(n) => {
-                    self.written += n;
-                    self.traffic.0 += n as u64;
-                }
-                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
-                Err(e) => return Err(self.lost(&e)),
-            }
-        }
-        if self.written == self.output.len() {
-            self.output.clear();
-            self.written = 0;
-            self.output.shrink_to(KEPT_ROOM);
-        } else if self.written > self.output.len() / 2 {
-            // At least half is sent, so each byte is moved once on average.
-            self.output.drain(..self.written);
-            self.written = 0;
-        }
-        Ok(())
-    }
-
-    /// Reads once; none: nothing is there.
-    fn read_piece(&mut self) -> Result<Option<usize>, SessionError> {
-        match self.channel.read(&mut self.piece) {
-            Ok(0) if self.channel.eof() => Err(SessionError::Lost(
-                "the server has ended the SFTP service".to_string(),
-            )),
-            Ok(0) => Ok(None),
-            Ok(n) => {
-                self.input.extend_from_slice(&self.piece[..n]);
-                self.traffic.1 += n as u64;
-                self.heard = Instant::now();
-                Ok(Some(n))
-            }
-            Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(None),
-            Err(e) => Err(self.lost(&e)),
-        }
-    }
-
-    /// In words: libssh2's own say where in its code it was, "transport read".
-    fn lost(&self, e: &std::io::Error) -> SessionError {
-        let last = ssh2::Error::last_session_error(&self.link.session).map(|e| e.code());
-        let why = match last {
-            Some(ErrorCode::Session(code)) if error::CLOSED.contains(&code) => {
-                "the server closed the connection".to_string()
-            }
-            _ => e.to_string(),
-        };
-        SessionError::Lost(why)
-    }
-
-    /// Turns the whole packets in `input` into replies.
-    fn take_replies(&mut self) -> Result<(), SessionError> {
-        let mut from = 0;
-        let taken = loop {
-            match wire::frame(&self.input[from..]) {
-                Ok(Some(len)) => {
-                    let packet = &self.input[from + 4..from + len];
-                    match self.in_flight.answer(packet, self.heard) {
-                        Ok(Some(reply)) => self.replies.push_back(reply),
-                        Ok(None) => {}
-                        Err(e) => break Err(e),
-                    }
-                    from += len;
-                }
-                Ok(None) => break Ok(()),
-                Err(e) => break Err(e),
-            }
-        };
-        self.input.drain(..from);
-        Ok(taken?)
-    }
-
-    /// Waits until the socket or `wake` is ready, or for `wait`; whether it was `wake`.
-    fn wait(&self, wait: Duration, wake: Option<BorrowedFd<'_>>) -> Result<bool, SessionError> {
-        let mut what = PollFlags::IN;
-        if matches!(
-            self.link.session.block_directions(),
+impl Link {
+    /// Whether what just "would block" waits for room in the socket.
+    fn wants_room(&self) -> bool {
+        matches!(
+            self.session.block_directions(),
             BlockDirections::Outbound | BlockDirections::Both
-        ) {
+        )
+    }
+
+    /// Waits until the socket or `wake` is ready, or for `wait`; whether it was `wake`. `room`: whether room
+    /// in the socket is waited for as well.
+    pub(super) fn wait(
+        &self,
+        room: bool,
+        wait: Duration,
+        wake: Option<BorrowedFd<'_>>,
+    ) -> Result<bool, SessionError> {
+        let mut what = PollFlags::IN;
+        if room {
             what |= PollFlags::OUT;
         }
-        let socket = PollFd::from_borrowed_fd(self.link.socket.as_fd(), what);
+        let socket = PollFd::from_borrowed_fd(self.socket.as_fd(), what);
         let timeout = timespec(wait);
         let polled = match wake {
             None => rustix::event::poll(&mut [socket], Some(&timeout)).map(|_| false),
@@ -395,16 +118,341 @@ impl SftpChannel {
         }
     }
 
-    fn ask_for_a_sign_of_life(&mut self, now: Instant) {
-        if self.in_flight.is_empty() && now.saturating_duration_since(self.heard) >= IDLE {
-            let path = b".".to_vec();
-            self.queue(&Request::Realpath { path }, false);
+    /// In words: libssh2's own say where in its code it was, "transport read".
+    fn lost(&self, e: &std::io::Error) -> SessionError {
+        let last = ssh2::Error::last_session_error(&self.session).map(|e| e.code());
+        let why = match last {
+            Some(ErrorCode::Session(code)) if error::CLOSED.contains(&code) => {
+                "the server closed the connection".to_string()
+            }
+            _ => e.to_string(),
+        };
+        SessionError::Lost(why)
+    }
+}
+
+/// Why a channel did not become an SFTP one.
+pub(super) enum OpenError {
+    /// libssh2 or the connection failed in the named step.
+    Ssh(&'static str, ssh2::Error),
+    /// The session ended in the named step.
+    Session(&'static str, SessionError),
+    /// The other side is there, but is no SFTP server.
+    NoSftp(String),
+    /// It speaks this version.
+    Version(u32),
+}
+
+const START: &str = "starting SFTP";
+
+/// Replies, in the order of their arrival.
+pub(super) type Replies = VecDeque<(Ticket, Reply)>;
+
+/// An SFTP channel of a session, and what is on its way there.
+pub(super) struct Lane {
+    number: u8,
+    channel: Channel,
+    link: Arc<Link>,
+    /// Packets to write; the part before `written` is sent already.
+    output: Vec<u8>,
+    written: usize,
+    /// What was read and is no whole packet yet.
+    input: Vec<u8>,
+    piece: Box<[u8]>,
+    pub(super) in_flight: InFlight,
+    /// Whether VERSION has come.
+    greeted: bool,
+    /// Whether it waits for room in the socket.
+    pub(super) blocked: bool,
+    /// Whether it waits for room in the channel's window.
+    full: bool,
+    /// When a byte came last.
+    pub(super) heard: Instant,
+    /// Bytes sent and received.
+    pub(super) traffic: (u64, u64),
+}
+
+impl Lane {
+    /// SFTP on a channel whose subsystem runs. INIT is the first thing to be written.
+    pub(super) fn new(number: u8, channel: Channel, link: Arc<Link>) -> Lane {
+        let mut output = Vec::new();
+        wire::encode_init(&mut output);
+        Lane {
+            number,
+            channel,
+            link,
+            output,
+            written: 0,
+            input: Vec::new(),
+            piece: vec![0; READ_PIECE].into(),
+            in_flight: InFlight::default(),
+            greeted: false,
+            blocked: false,
+            full: false,
+            heard: Instant::now(),
+            traffic: (0, 0),
         }
     }
 
-    fn queue(&mut self, request: &Request, owners: bool) -> Ticket {
-        let ticket = Ticket(self.in_flight.next());
-        if wire::encode(ticket.0, request, &mut self.output).is_ok() {
+    /// Waits for VERSION, asks for the limits where they are offered, and sends the owner's first requests.
+    /// With OpenSSH all of that is one round trip: it takes one thing after another, has offered the limits
+    /// since 8.5 and says so if it has not heard of them. (Its window is shut until the subsystem runs, so
+    /// nothing can go along with the request for that.)
+    pub(super) fn negotiate(
+        &mut self,
+        deadline: Deadline,
+        first: &[Request],
+        replies: &mut Replies,
+        opening: &mut Opening,
+    ) -> Result<(Features, Vec<Ticket>), OpenError> {
+        const LIMITS: &str = "asking for SFTP's limits";
+        let openssh = self.link.openssh;
+        let limits_id = self.in_flight.next();
+        let mut tickets = Vec::new();
+        if openssh {
+            wire::encode_limits(limits_id, &mut self.output);
+            self.in_flight.skip();
+            tickets.extend(first.iter().map(|r| self.queue(r, true, replies)));
+        }
+        let packet = match self.packet_within(deadline, opening) {
+            Ok(packet) => packet,
+            // No packet: something else than an SFTP server has answered.
+            Err(SessionError::Protocol(_)) if !self.input.is_empty() => {
+                let said = first_line(&self.input);
+                return Err(OpenError::NoSftp(format!("it says \"{said}\"")));
+            }
+            Err(SessionError::Lost(why)) if self.channel.eof() => {
+                return Err(OpenError::NoSftp(why));
+            }
+            Err(e) => return Err(OpenError::Session(START, e)),
+        };
+        let version = Version::decode(&packet).map_err(|e| OpenError::NoSftp(e.to_string()))?;
+        if version.version != wire::VERSION {
+            return Err(OpenError::Version(version.version));
+        }
+        self.greeted = true;
+        let mut features = Features {
+            posix_rename: version.offers(extension::POSIX_RENAME),
+            hardlink: version.offers(extension::HARDLINK),
+            fsync: version.offers(extension::FSYNC),
+            lsetstat: version.offers(extension::LSETSTAT),
+            copy_data: version.offers(extension::COPY_DATA),
+            statvfs: version.offers(extension::STATVFS),
+            openssh,
+            max_write: PLAIN_SIZE,
+            max_read: PLAIN_SIZE,
+            max_handles: None,
+        };
+        let mut asked = openssh;
+        if !openssh {
+            if version.offers(extension::LIMITS) {
+                asked = true;
+                wire::encode_limits(limits_id, &mut self.output);
+                self.in_flight.skip();
+            }
+            tickets.extend(first.iter().map(|r| self.queue(r, true, replies)));
+        }
+        let limits = match asked {
+            true => self.limits_within(limits_id, deadline, replies, opening),
+            false => Ok(None),
+        };
+        if let Some(limits) = limits.map_err(|e| OpenError::Session(LIMITS, e))? {
+            apply(limits, &mut features);
+        }
+        // What came along with the last packet would else be seen only when more comes.
+        self.take_replies(replies)
+            .map_err(|e| OpenError::Session(LIMITS, e))?;
+        Ok((features, tickets))
+    }
+
+    /// Waits for the answer about the limits; other answers are kept.
+    fn limits_within(
+        &mut self,
+        id: u32,
+        deadline: Deadline,
+        replies: &mut Replies,
+        opening: &mut Opening,
+    ) -> Result<Option<Limits>, SessionError> {
+        loop {
+            let packet = self.packet_within(deadline, opening)?;
+            if wire::reply_id(&packet)? == id {
+                return Ok(wire::decode_limits(&packet)?);
+            }
+            self.take_reply(&packet, replies)?;
+        }
+    }
+
+    /// Writes what is queued and waits for one packet; for the start.
+    fn packet_within(
+        &mut self,
+        deadline: Deadline,
+        opening: &mut Opening,
+    ) -> Result<Vec<u8>, SessionError> {
+        loop {
+            while self.write_piece(WRITE_PIECE)? > 0 {}
+            // First this one, which may read what is ours as well: we read it then.
+            opening.go_on();
+            let open = self.read_piece();
+            if let Some(len) = wire::frame(&self.input)? {
+                let packet = self.input[4..len].to_vec();
+                self.input.drain(..len);
+                return Ok(packet);
+            }
+            if open?.is_none() {
+                let left = deadline.left()?;
+                let wait = if opening.is_busy() {
+                    left.min(TICK)
+                } else {
+                    left
+                };
+                self.link
+                    .wait(self.blocked || opening.blocked, wait, None)?;
+            }
+        }
+    }
+
+    /// Whether requests may be sent on it.
+    pub(super) fn is_usable(&self) -> bool {
+        self.greeted || self.link.openssh
+    }
+
+    /// Whether something waits to be written.
+    pub(super) fn has_output(&self) -> bool {
+        self.written < self.output.len()
+    }
+
+    /// Whether it waited for window when it was last written to, and has some now.
+    pub(super) fn may_go_on(&self) -> bool {
+        self.full && self.has_output() && self.channel.write_window().remaining > 0
+    }
+
+    /// Whether bytes of this channel have come that were not read from it: other channels read the
+    /// socket as well.
+    pub(super) fn has_input(&self) -> bool {
+        self.channel.read_window().available > 0
+    }
+
+    /// Writes one piece, of `most` bytes at most; how much it was. 0: there is nothing, or no room.
+    pub(super) fn write_piece(&mut self, most: usize) -> Result<usize, SessionError> {
+        (self.blocked, self.full) = (false, false);
+        if !self.has_output() {
+            return Ok(0);
+        }
+        let rest = &self.output[self.written..];
+        let piece = &rest[..rest.len().min(most.clamp(1, WRITE_PIECE))];
+        let n = match self.channel.write(piece) {
+            Ok(n) => n,
+            Err(e) if e.kind() == ErrorKind::WouldBlock => 0,
+            Err(e) => return Err(self.link.lost(&e)),
+        };
+        if n == 0 {
+            self.blocked = self.link.wants_room();
+            self.full = self.channel.write_window().remaining == 0;
+            return Ok(0);
+        }
+        self.written += n;
+        self.traffic.0 += n as u64;
+        if self.written == self.output.len() {
+            self.output.clear();
+            self.written = 0;
+            self.output.shrink_to(KEPT_ROOM);
+        } else if self.written > self.output.len() / 2 {
+            // At least half is sent, so each byte is moved once on average.
+            self.output.drain(..self.written);
+            self.written = 0;
+        }
+        Ok(n)
+    }
+
+    /// Reads what is there and turns it into replies; whether there was anything.
+    pub(super) fn read(&mut self, replies: &mut Replies) -> Result<bool, SessionError> {
+        let mut any = false;
+        while self.read_piece()?.is_some() {
+            any = true;
+            self.take_replies(replies)?;
+        }
+        Ok(any)
+    }
+
+    /// Reads once; none: nothing is there.
+    fn read_piece(&mut self) -> Result<Option<usize>, SessionError> {
+        match self.channel.read(&mut self.piece) {
+            Ok(0) if self.channel.eof() => Err(SessionError::Lost(
+                "the server has ended the SFTP service".to_string(),
+            )),
+            Ok(0) => Ok(None),
+            Ok(n) => {
+                self.input.extend_from_slice(&self.piece[..n]);
+                self.traffic.1 += n as u64;
+                self.heard = Instant::now();
+                Ok(Some(n))
+            }
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                // It gives window back when it reads, and that may not fit the socket.
+                self.blocked |= self.link.wants_room();
+                Ok(None)
+            }
+            Err(e) => Err(self.link.lost(&e)),
+        }
+    }
+
+    /// Turns the whole packets in `input` into replies.
+    fn take_replies(&mut self, replies: &mut Replies) -> Result<(), SessionError> {
+        let input = std::mem::take(&mut self.input);
+        let mut from = 0;
+        while let Some(len) = wire::frame(&input[from..])? {
+            self.take_reply(&input[from + 4..from + len], replies)?;
+            from += len;
+        }
+        self.input = input;
+        self.input.drain(..from);
+        Ok(())
+    }
+
+    fn take_reply(&mut self, packet: &[u8], replies: &mut Replies) -> Result<(), SessionError> {
+        if !self.greeted {
+            let version = Version::decode(packet)?.version;
+            if version != wire::VERSION {
+                let why = format!("it speaks SFTP version {version} on a further channel");
+                return Err(SessionError::Protocol(why));
+            }
+            self.greeted = true;
+            return Ok(());
+        }
+        if let Some((id, reply)) = self.in_flight.answer(packet, self.heard)? {
+            replies.push_back((self.ticket(id), reply));
+        }
+        Ok(())
+    }
+
+    fn ticket(&self, id: u32) -> Ticket {
+        Ticket {
+            lane: self.number,
+            id,
+        }
+    }
+
+    /// Queues a request; `owners`: whether the reply is for the owner of the session.
+    pub(super) fn queue(
+        &mut self,
+        request: &Request,
+        owners: bool,
+        replies: &mut Replies,
+    ) -> Ticket {
+        let ticket = self.ticket(self.in_flight.next());
+        let turned = match request {
+            Request::Symlink { target, link } if self.link.symlinks_as_drafted => {
+                let (target, link) = (link.clone(), target.clone());
+                Some(Request::Symlink { target, link })
+            }
+            _ => None,
+        };
+        let encoded = wire::encode(
+            ticket.id,
+            turned.as_ref().unwrap_or(request),
+            &mut self.output,
+        );
+        if encoded.is_ok() {
             self.in_flight.add(request, owners);
         } else {
             self.in_flight.skip();
@@ -412,118 +460,187 @@ impl SftpChannel {
                 code: code::BAD_MESSAGE,
                 message: "the request is longer than an SFTP packet may be".to_string(),
             };
-            self.replies.push_back((ticket, Reply::Status(status)));
+            replies.push_back((ticket, Reply::Status(status)));
         }
         ticket
     }
+}
 
-    fn pump_alive(
-        &mut self,
-        timeout: Duration,
-        wake: Option<BorrowedFd<'_>>,
-    ) -> Result<(), SessionError> {
-        let start = Instant::now();
-        loop {
-            self.ask_for_a_sign_of_life(Instant::now());
-            self.in_flight.start_clock();
-            self.pass()?;
-            if !self.replies.is_empty() {
-                return Ok(());
-            }
-            let now = Instant::now();
-            let io_timeout = self.link.io_timeout;
-            let until_check = match self.in_flight.oldest_since {
-                Some(since) => {
-                    let age = now.saturating_duration_since(since);
-                    if age >= io_timeout {
-                        return Err(SessionError::TimedOut(io_timeout));
-                    }
-                    io_timeout - age
+fn apply(limits: Limits, features: &mut Features) {
+    // Beside its data a WRITE holds its type, id, handle and offset.
+    const HEADER: u64 = 1024;
+    let packet = match limits.packet {
+        0 => u64::MAX,
+        packet => packet.saturating_sub(HEADER),
+    };
+    let size = |told: u64| match told {
+        0 => PLAIN_SIZE.min(packet as u32),
+        told => told.min(packet).min(wire::MAX_DATA.into()) as u32,
+    };
+    features.max_write = size(limits.write).max(1);
+    features.max_read = size(limits.read).max(1);
+    features.max_handles = (limits.handles > 0).then_some(limits.handles);
+}
+
+/// When the start must be over.
+#[derive(Clone, Copy)]
+pub(super) struct Deadline {
+    at: Instant,
+    timeout: Duration,
+}
+
+impl Deadline {
+    pub(super) fn after(timeout: Duration) -> Deadline {
+        Deadline {
+            at: Instant::now() + timeout,
+            timeout,
+        }
+    }
+
+    fn left(self) -> Result<Duration, SessionError> {
+        match self.at.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => Err(SessionError::TimedOut(self.timeout)),
+            left => Ok(left),
+        }
+    }
+}
+
+/// Channels that are being opened, without blocking what else the session does.
+pub(super) struct Opening {
+    link: Arc<Link>,
+    /// How many channels are wanted in all.
+    wanted: usize,
+    /// How many there are, those included that wait in `starting` and `ready`.
+    have: usize,
+    /// A request for one is on its way.
+    asking: bool,
+    starting: Vec<Channel>,
+    ready: Vec<Channel>,
+    /// The server gives no more.
+    refused: bool,
+    /// Whether it waits for room in the socket.
+    pub(super) blocked: bool,
+}
+
+impl Opening {
+    /// Of a session that has one channel.
+    fn new(link: Arc<Link>) -> Opening {
+        Opening {
+            link,
+            wanted: 1,
+            have: 1,
+            asking: false,
+            starting: Vec::new(),
+            ready: Vec::new(),
+            refused: false,
+            blocked: false,
+        }
+    }
+
+    /// So many channels are of use.
+    pub(super) fn want(&mut self, channels: usize) {
+        self.wanted = self.wanted.max(channels.min(MOST_LANES));
+    }
+
+    /// Whether one is on its way.
+    pub(super) fn is_busy(&self) -> bool {
+        self.asking || !self.starting.is_empty()
+    }
+
+    /// A channel whose subsystem runs.
+    pub(super) fn next(&mut self) -> Option<Channel> {
+        (!self.ready.is_empty()).then(|| self.ready.remove(0))
+    }
+
+    /// Takes a step, if one can be taken; whether it did. It may have read what is for open channels.
+    pub(super) fn go_on(&mut self) -> bool {
+        self.blocked = false;
+        let mut moved = false;
+        if !self.refused && (self.asking || self.have < self.wanted) {
+            match open_channel(&self.link.session) {
+                Ok(channel) => {
+                    self.asking = false;
+                    self.have += 1;
+                    self.starting.push(channel);
+                    moved = true;
                 }
-                None => IDLE.saturating_sub(now.saturating_duration_since(self.heard)),
-            };
-            let left = timeout.saturating_sub(now.saturating_duration_since(start));
-            let woken = self.wait(left.min(until_check), wake)?;
-            if woken || left.is_zero() {
-                // What made poll return may be a reply as well.
-                return self.pass();
+                Err(e) => self.asking = self.is_waiting(&e),
             }
         }
-    }
-}
-
-impl Remote for SftpChannel {
-    fn send(&mut self, request: Request) -> Ticket {
-        let request = match request {
-            Request::Symlink { target, link } if self.link.symlinks_as_drafted => {
-                let (target, link) = (link, target);
-                Request::Symlink { target, link }
+        let mut i = 0;
+        while i < self.starting.len() {
+            match self.starting[i].subsystem(SFTP) {
+                Ok(()) => {
+                    self.ready.push(self.starting.remove(i));
+                    moved = true;
+                }
+                Err(e) if self.is_waiting(&e) => i += 1,
+                Err(_) => drop(self.starting.remove(i)),
             }
-            other => other,
-        };
-        self.queue(&request, true)
-    }
-
-    fn pump(
-        &mut self,
-        timeout: Duration,
-        wake: Option<BorrowedFd<'_>>,
-    ) -> Result<(), SessionError> {
-        if let Some(why) = &self.dead {
-            return Err(why.clone());
         }
-        let result = self.pump_alive(timeout, wake);
-        if let Err(why) = &result {
-            hang_up(&self.link.socket);
-            self.dead = Some(why.clone());
+        moved
+    }
+
+    /// Whether it would block; else the server has said no. (Or the connection broke, and whoever uses it
+    /// next will say that.)
+    fn is_waiting(&mut self, e: &ssh2::Error) -> bool {
+        let waiting = would_block(e);
+        self.blocked |= waiting && self.link.wants_room();
+        if !waiting && !self.refused {
+            self.refused = true;
+            log::debug!("the server gives this session {} channels", self.have);
         }
-        result
-    }
-
-    fn reply(&mut self) -> Option<(Ticket, Reply)> {
-        self.replies.pop_front()
-    }
-
-    fn outstanding(&self) -> usize {
-        self.in_flight.owners
-    }
-
-    fn unacknowledged_bytes(&self) -> usize {
-        self.in_flight.bytes
-    }
-
-    fn features(&self) -> &Features {
-        &self.features
-    }
-
-    fn traffic(&self) -> (u64, u64) {
-        self.traffic
+        waiting
     }
 }
 
-impl Drop for SftpChannel {
-    /// Ends the session, unless further channels use it.
-    fn drop(&mut self) {
-        if Arc::strong_count(&self.link) == 1 {
-            hang_up(&self.link.socket);
-        }
-    }
+const SFTP: &str = "sftp";
+
+fn would_block(e: &ssh2::Error) -> bool {
+    matches!(e.code(), ErrorCode::Session(error::WOULD_BLOCK))
 }
 
-fn start_subsystem(session: &Session) -> Result<Channel, OpenError> {
-    let mut channel = session
-        .channel_open("session", RECEIVE_WINDOW, CHANNEL_PACKET, None)
-        .map_err(|e| OpenError::Ssh("opening a channel", e))?;
+fn open_channel(session: &Session) -> Result<Channel, ssh2::Error> {
+    let mut channel = session.channel_open("session", RECEIVE_WINDOW, CHANNEL_PACKET, None)?;
     // What the other side says on its error output must not fill the window.
-    let started = channel
-        .handle_extended_data(ExtendedData::Ignore)
-        .and_then(|()| channel.subsystem("sftp"));
-    match started {
-        Ok(()) => Ok(channel),
-        Err(e) => {
-            // The channel says goodbye when it is dropped, and must not wait for an answer.
-            session.set_blocking(false);
-            Err(OpenError::Ssh("starting SFTP", e))
+    channel.handle_extended_data(ExtendedData::Ignore)?;
+    Ok(channel)
+}
+
+/// The first channel of a session, which is blocking until it is there, and not any more then; and what
+/// opens further ones, `far` of them where the line is so long that they are of use. The time is that of
+/// a round trip.
+pub(super) fn first_channel(
+    link: &Arc<Link>,
+    deadline: Deadline,
+    far: usize,
+) -> Result<(Channel, Opening, Duration), OpenError> {
+    let asked = Instant::now();
+    let opened = open_channel(&link.session);
+    let round_trip = asked.elapsed();
+    // A channel says goodbye when it is dropped, and must not wait for an answer.
+    link.session.set_blocking(false);
+    let mut channel = opened.map_err(|e| OpenError::Ssh("opening a channel", e))?;
+    let mut opening = Opening::new(Arc::clone(link));
+    if round_trip >= FAR {
+        opening.want(far);
+    }
+    loop {
+        match channel.subsystem(SFTP) {
+            Ok(()) => return Ok((channel, opening, round_trip)),
+            Err(e) if would_block(&e) => {
+                let room = link.wants_room();
+                opening.go_on();
+                let left = deadline.left().map_err(|e| OpenError::Session(START, e))?;
+                let wait = if opening.is_busy() {
+                    left.min(TICK)
+                } else {
+                    left
+                };
+                link.wait(room || opening.blocked, wait, None)
+                    .map_err(|e| OpenError::Session(START, e))?;
+            }
+            Err(e) => return Err(OpenError::Ssh(START, e)),
         }
     }
 }

@@ -5,7 +5,7 @@
 //! never answered, while younger ones are, must not be forgotten: the oldest has a clock.
 
 use super::wire::{self, Expect, Malformed};
-use super::{Reply, Request, Ticket};
+use super::{Reply, Request};
 use std::collections::VecDeque;
 use std::time::Instant;
 
@@ -76,7 +76,7 @@ impl InFlight {
         &mut self,
         packet: &[u8],
         now: Instant,
-    ) -> Result<Option<(Ticket, Reply)>, Malformed> {
+    ) -> Result<Option<(u32, Reply)>, Malformed> {
         let id = wire::reply_id(packet)?;
         let place = id.wrapping_sub(self.first) as usize;
         let pending = self
@@ -94,7 +94,7 @@ impl InFlight {
             self.oldest_since = (!self.requests.is_empty()).then_some(now);
         }
         let reply = wire::decode(packet, pending.expect)?;
-        Ok(pending.owners.then_some((Ticket(id), reply)))
+        Ok(pending.owners.then_some((id, reply)))
     }
 }
 
@@ -126,7 +126,7 @@ mod tests {
         }
         for id in [0, u32::MAX, u32::MAX - 1, 1] {
             let reply = all.answer(&status(id, 0), now);
-            assert_eq!(reply, Ok(Some((Ticket(id), Reply::Ok))));
+            assert_eq!(reply, Ok(Some((id, Reply::Ok))));
             let again = all.answer(&status(id, 0), now);
             assert_eq!(again, Err(Malformed::UnknownId(id)));
         }

@@ -19,8 +19,9 @@ pub use super::known_hosts::HostKey;
 pub use super::login::{KeyProblem, Login, Secret};
 pub use super::tcp::Abort;
 
-use super::channel::{Link, OpenError, SftpChannel};
+use super::channel::{Link, OpenError};
 use super::known_hosts::{KnownHosts, Verdict};
+use super::lanes::Lanes;
 use super::login::KeyFile;
 use super::offers::Offers;
 use super::tcp::{dial, expect_ssh, hang_up, show_host};
@@ -59,7 +60,7 @@ pub struct Target {
 
 /// A connected mirror: see [`Remote`]. Belongs on one thread at a time. Dropping it does not block.
 pub struct SftpSession {
-    channel: SftpChannel,
+    lanes: Lanes,
     abort: Abort,
     server: String,
     host_key: HostKey,
@@ -84,8 +85,8 @@ impl fmt::Debug for SftpSession {
 }
 
 impl Remote for SftpSession {
-    fn send(&mut self, request: Request) -> Ticket {
-        self.channel.send(request)
+    fn send_on(&mut self, lane: usize, request: Request) -> Ticket {
+        self.lanes.send_on(lane, request)
     }
 
     fn pump(
@@ -93,7 +94,7 @@ impl Remote for SftpSession {
         timeout: Duration,
         wake: Option<BorrowedFd<'_>>,
     ) -> Result<(), SessionError> {
-        self.channel.pump(timeout, wake).map_err(|e| {
+        self.lanes.pump(timeout, wake).map_err(|e| {
             if self.abort.is_aborted() {
                 SessionError::Lost("the session was aborted".to_string())
             } else {
@@ -103,23 +104,35 @@ impl Remote for SftpSession {
     }
 
     fn reply(&mut self) -> Option<(Ticket, Reply)> {
-        self.channel.reply()
+        self.lanes.reply()
     }
 
     fn outstanding(&self) -> usize {
-        self.channel.outstanding()
+        self.lanes.outstanding()
     }
 
-    fn unacknowledged_bytes(&self) -> usize {
-        self.channel.unacknowledged_bytes()
+    fn unacknowledged_on(&self, lane: usize) -> usize {
+        self.lanes.unacknowledged_on(lane)
+    }
+
+    fn lanes(&self) -> usize {
+        self.lanes.lanes()
+    }
+
+    fn want_lanes(&mut self, lanes: usize) {
+        self.lanes.want_lanes(lanes);
+    }
+
+    fn round_trip(&self) -> Duration {
+        self.lanes.round_trip()
     }
 
     fn features(&self) -> &Features {
-        self.channel.features()
+        self.lanes.features()
     }
 
     fn traffic(&self) -> (u64, u64) {
-        self.channel.traffic()
+        self.lanes.traffic()
     }
 }
 
@@ -129,20 +142,28 @@ impl Remote for SftpSession {
 /// # Errors
 /// See [`ConnectError`].
 pub fn connect(target: &Target, abort: &Abort) -> Result<SftpSession, ConnectError> {
-    connect_asking(target, abort, &[]).map(|(session, _)| session)
+    connect_asking(target, abort, Start::default()).map(|(session, _)| session)
 }
 
-/// The same, and sends `first` as early as the server lets us, which spares a round trip or two; with the
-/// tickets of these requests.
+/// What a session begins with, as early as the server lets us: that spares round trips.
+#[derive(Clone, Copy, Default)]
+pub struct Start<'a> {
+    /// Requests.
+    pub first: &'a [Request],
+    /// How many lanes are wanted at once, if the line is long.
+    pub far_lanes: usize,
+}
+
+/// The same, with what it begins with; and the tickets of these requests.
 ///
 /// # Errors
 /// See [`ConnectError`].
 pub fn connect_asking(
     target: &Target,
     abort: &Abort,
-    first: &[Request],
+    start: Start<'_>,
 ) -> Result<(SftpSession, Vec<Ticket>), ConnectError> {
-    connect_any(target, abort, first).map_err(|e| explain_abort(e, target, abort))
+    connect_any(target, abort, start).map_err(|e| explain_abort(e, target, abort))
 }
 
 /// Fetches the host key of a server without logging in, to show its fingerprint to a person. Nothing
@@ -174,7 +195,7 @@ fn explain_abort(error: ConnectError, target: &Target, abort: &Abort) -> Connect
 fn connect_any(
     target: &Target,
     abort: &Abort,
-    first: &[Request],
+    start: Start<'_>,
 ) -> Result<(SftpSession, Vec<Ticket>), ConnectError> {
     let known = KnownHosts::read(
         &target.known_hosts,
@@ -201,7 +222,7 @@ fn connect_any(
                         ))
                     });
                 match outcome {
-                    Ok((true, greeted)) => return start_sftp(greeted, target, abort, first),
+                    Ok((true, greeted)) => return start_sftp(greeted, target, abort, start),
                     Ok((false, greeted)) => {
                         hang_up(&greeted.socket);
                         tried.push(path.display().to_string());
@@ -222,7 +243,7 @@ fn connect_any(
             let greeted = greet(target, abort, Some(&known))?;
             let outcome = login_with_agent(&greeted, target, socket.as_deref(), tried.len());
             match outcome {
-                Ok(AgentOutcome::In) => return start_sftp(greeted, target, abort, first),
+                Ok(AgentOutcome::In) => return start_sftp(greeted, target, abort, start),
                 Ok(AgentOutcome::Refused(key)) => tried.push(key),
                 Ok(AgentOutcome::NoMoreKeys) => break,
                 Err(e) => {
@@ -489,7 +510,7 @@ fn start_sftp(
     greeted: Greeted,
     target: &Target,
     abort: &Abort,
-    first: &[Request],
+    start: Start<'_>,
 ) -> Result<(SftpSession, Vec<Ticket>), ConnectError> {
     let host = show_host(&target.host, target.port);
     greeted.limit();
@@ -505,10 +526,10 @@ fn start_sftp(
         io_timeout: target.io_timeout,
     };
     let timeout = target.connect_timeout;
-    match SftpChannel::open(Arc::new(link), left, first) {
-        Ok((channel, tickets)) => {
+    match Lanes::open(Arc::new(link), left, start.first, start.far_lanes) {
+        Ok((lanes, tickets)) => {
             let session = SftpSession {
-                channel,
+                lanes,
                 abort: abort.clone(),
                 server,
                 host_key: greeted.host_key,

@@ -285,7 +285,7 @@ fn a_thousand_files_need_far_fewer_than_a_thousand_round_trips() {
     let window = (handles / 2).min(256);
     let (mut opening, mut closing) = (HashMap::new(), HashSet::new());
     let (mut next, mut closed, mut most) = (0, 0, 0);
-    let (mut rounds, mut last_of_round, mut latest) = (0, Ticket(0), Ticket(0));
+    let (mut rounds, mut last_of_round, mut latest) = (0, Ticket::default(), Ticket::default());
     let deadline = Instant::now() + PATIENCE;
     while closed < FILES {
         assert!(Instant::now() < deadline);

@@ -3,6 +3,7 @@
 //! or after its effect and before its reply. Real servers do not break at a chosen request.
 #![allow(clippy::unwrap_used)]
 
+use super::random::Random;
 use proxyfs::sftp::{
     Attrs, Features, Handle, Name, OpenMode, Remote, Reply, Request, SessionError, Status, Ticket,
     code,
@@ -31,10 +32,14 @@ type Refuse<'a> = Box<dyn FnMut(&Request) -> Option<u32> + 'a>;
 
 pub struct FakeServer<'a> {
     features: Features,
-    queued: VecDeque<(Ticket, Request)>,
+    /// One a lane.
+    queued: Vec<VecDeque<(Ticket, Request)>>,
+    /// Which lane is worked on next.
+    random: Random,
     replies: VecDeque<(Ticket, Reply)>,
     next: u32,
-    handles: HashMap<Vec<u8>, File>,
+    /// With the lane that each belongs to.
+    handles: HashMap<Vec<u8>, (usize, File)>,
     listings: HashMap<Vec<u8>, Vec<Vec<u8>>>,
     executed: u64,
     cut: Option<Cut>,
@@ -70,7 +75,8 @@ impl<'a> FakeServer<'a> {
                 max_read: 32768,
                 max_handles: Some(1000),
             },
-            queued: VecDeque::new(),
+            queued: vec![VecDeque::new()],
+            random: Random(1),
             replies: VecDeque::new(),
             next: 0,
             handles: HashMap::new(),
@@ -85,7 +91,26 @@ impl<'a> FakeServer<'a> {
         }
     }
 
-    fn execute(&mut self, request: Request) -> Reply {
+    /// With so many lanes, of which it works on one or the other, as `seed` has it.
+    pub fn lanes(mut self, lanes: usize, seed: u64) -> Self {
+        self.queued = vec![VecDeque::new(); lanes.max(1)];
+        self.random = Random(seed);
+        self
+    }
+
+    fn next_request(&mut self) -> Option<(Ticket, Request)> {
+        let busy: Vec<usize> = (0..self.queued.len())
+            .filter(|n| !self.queued[*n].is_empty())
+            .collect();
+        let which = match busy.len() {
+            0 => return None,
+            1 => 0,
+            n => self.random.below(n as u64) as usize,
+        };
+        self.queued[busy[which]].pop_front()
+    }
+
+    fn execute(&mut self, lane: u8, request: Request) -> Reply {
         (self.watch)(&request);
         let told = show(&request);
         let reply = match (self.refuse)(&request) {
@@ -94,7 +119,7 @@ impl<'a> FakeServer<'a> {
                 message: "refused by the test".to_string(),
             }),
             None => self
-                .carry_out(request)
+                .carry_out(lane.into(), request)
                 .unwrap_or_else(|why| Reply::Status(status_of(&why))),
         };
         self.trace.push(format!(
@@ -104,7 +129,7 @@ impl<'a> FakeServer<'a> {
         reply
     }
 
-    fn carry_out(&mut self, request: Request) -> io::Result<Reply> {
+    fn carry_out(&mut self, lane: usize, request: Request) -> io::Result<Reply> {
         match request {
             Request::Open { path, mode, attrs } => {
                 let mut options = OpenOptions::new();
@@ -119,7 +144,7 @@ impl<'a> FakeServer<'a> {
                     file.set_permissions(fs::Permissions::from_mode(mode))?;
                 }
                 let handle = self.new_handle();
-                self.handles.insert(handle.clone(), file);
+                self.handles.insert(handle.clone(), (lane, file));
                 return Ok(Reply::Handle(Handle(handle.into())));
             }
             Request::Close { handle } => {
@@ -130,11 +155,11 @@ impl<'a> FakeServer<'a> {
                 handle,
                 offset,
                 data,
-            } => self.file(&handle)?.write_all_at(&data, offset)?,
+            } => self.file(lane, &handle)?.write_all_at(&data, offset)?,
             Request::Fsetstat { handle, attrs } => {
                 let path = PathBuf::from(format!(
                     "/proc/self/fd/{}",
-                    std::os::fd::AsRawFd::as_raw_fd(self.file(&handle)?)
+                    std::os::fd::AsRawFd::as_raw_fd(self.file(lane, &handle)?)
                 ));
                 set(&path, &attrs, true)?;
             }
@@ -147,7 +172,9 @@ impl<'a> FakeServer<'a> {
                 return Ok(Reply::Attrs(attrs_of(&fs::metadata(local(&path))?)));
             }
             Request::Fstat { handle } => {
-                return Ok(Reply::Attrs(attrs_of(&self.file(&handle)?.metadata()?)));
+                return Ok(Reply::Attrs(attrs_of(
+                    &self.file(lane, &handle)?.metadata()?,
+                )));
             }
             Request::Remove { path } => fs::remove_file(local(&path))?,
             Request::Mkdir { path, attrs } => {
@@ -210,39 +237,44 @@ impl<'a> FakeServer<'a> {
         self.next.to_be_bytes().to_vec()
     }
 
-    fn file(&self, handle: &Handle) -> io::Result<&File> {
-        self.handles
-            .get(&handle.0[..])
-            .ok_or(io::ErrorKind::InvalidInput.into())
+    fn file(&self, lane: usize, handle: &Handle) -> io::Result<&File> {
+        match self.handles.get(&handle.0[..]) {
+            Some((of, file)) if *of == lane => Ok(file),
+            _ => Err(io::ErrorKind::InvalidInput.into()),
+        }
     }
 }
 
 impl Remote for FakeServer<'_> {
-    fn send(&mut self, request: Request) -> Ticket {
+    fn send_on(&mut self, lane: usize, request: Request) -> Ticket {
         self.next += 1;
-        let ticket = Ticket(self.next);
-        self.queued.push_back((ticket, request));
+        let ticket = Ticket {
+            lane: lane as u8,
+            id: self.next,
+        };
+        self.queued[lane].push_back((ticket, request));
         ticket
     }
 
     fn pump(&mut self, timeout: Duration, _: Option<BorrowedFd<'_>>) -> Result<(), SessionError> {
-        if self.queued.is_empty() && self.replies.is_empty() && !timeout.is_zero() {
+        let idle = self.queued.iter().all(VecDeque::is_empty) && self.replies.is_empty();
+        if idle && !timeout.is_zero() {
             (self.idle)();
             std::thread::sleep(timeout.min(Duration::from_millis(1)));
             return Ok(());
         }
         for _ in 0..self.batch {
-            let Some((ticket, request)) = self.queued.pop_front() else {
+            let Some((ticket, request)) = self.next_request() else {
                 break;
             };
             if let Some(cut) = self.cut.filter(|cut| self.executed >= cut.after) {
                 if cut.effect {
-                    self.execute(request);
+                    self.execute(ticket.lane, request);
                 }
                 return Err(SessionError::Lost("cut by the test".to_string()));
             }
             self.executed += 1;
-            let reply = self.execute(request);
+            let reply = self.execute(ticket.lane, request);
             self.replies.push_back((ticket, reply));
         }
         Ok(())
@@ -253,11 +285,16 @@ impl Remote for FakeServer<'_> {
     }
 
     fn outstanding(&self) -> usize {
-        self.queued.len() + self.replies.len()
+        let queued: usize = self.queued.iter().map(VecDeque::len).sum();
+        queued + self.replies.len()
     }
 
-    fn unacknowledged_bytes(&self) -> usize {
+    fn unacknowledged_on(&self, _: usize) -> usize {
         0
+    }
+
+    fn lanes(&self) -> usize {
+        self.queued.len()
     }
 
     fn features(&self) -> &Features {

@@ -30,7 +30,7 @@
 //! is. A server that does not work in order gets nothing before that while another request is open.
 
 use super::*;
-use crate::mirror::upload::{self, CHUNK, Parts};
+use crate::mirror::upload::{self, CHUNK, Parts, Wanted};
 
 impl Job {
     /// Whether it is written where it stands.
@@ -113,7 +113,13 @@ impl<R: Remote> Pipeline<'_, R> {
             return Ok(());
         }
         let dest = self.setup.place.path(job.row.change.path());
-        self.upload(seq, dest, true, parts)?;
+        let wanted = Wanted {
+            dest,
+            in_place: true,
+            parts,
+        };
+        // On the lane of all that becomes visible.
+        self.upload(seq, wanted, 0)?;
         if matches!(self.window[index].stage, Stage::Uploading(_)) {
             self.note_in_flight(index);
             self.publishing += 1;

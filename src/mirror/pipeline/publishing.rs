@@ -319,9 +319,14 @@ impl<R: Remote> Pipeline<'_, R> {
     /// reach the mirror any more, the next session clears it away.)
     pub(super) fn discard_staged(&mut self, seq: Seq) {
         if self.job(seq).is_some_and(|job| job.is_staged()) {
-            let path = self.setup.place.stage(seq);
-            self.remote.send(Request::Remove { path });
+            self.remove_staged(seq);
         }
+    }
+
+    pub(super) fn remove_staged(&mut self, seq: Seq) {
+        let lane = self.job(seq).and_then(|job| job.lane).unwrap_or(0);
+        let path = self.setup.place.stage(seq);
+        self.remote.send_on(lane, Request::Remove { path });
     }
 
     pub(super) fn in_trouble(&mut self, seq: Seq, verdict: Verdict) {

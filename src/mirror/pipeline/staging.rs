@@ -1,51 +1,127 @@
 //! Staging: files and symlinks made ready out of sight, as far ahead as the window reaches.
 
 use super::*;
-use crate::mirror::upload::{Parts, Wanted};
+use crate::mirror::upload::Wanted;
 
-/// What uploads need as long as they are under way.
+/// What uploads need as long as they are under way. Kept up to date with each of their steps: there are
+/// hundreds, and the server's replies come one by one.
 #[derive(Default)]
-struct Held {
-    /// Handles of the server.
-    handles: usize,
+pub(super) struct Burden {
+    /// Of each lane: handles of the server, and bytes that are still to be sent on it.
+    lanes: [(usize, u64); MOST_LANES],
     /// Files that are open here.
     files: usize,
     /// Bytes that were read and not yet sent.
     bytes: usize,
 }
 
-impl Held {
-    fn add(&mut self, more: Held) {
-        self.handles += more.handles;
-        self.files += more.files;
-        self.bytes += more.bytes;
+/// What one upload needs of that.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Weight {
+    lane: usize,
+    handles: usize,
+    to_send: u64,
+    files: usize,
+    bytes: usize,
+}
+
+/// What a file costs beside its bytes, in bytes: names, handles, replies.
+const FILE_COST: u64 = 256;
+
+/// More than that of one file does not keep others from being started on its lane.
+const LARGE: u64 = 256 << 10;
+
+impl Weight {
+    fn of(upload: &Upload, openssh: bool) -> Weight {
+        // A server that takes one request after another closes the old file before it opens the next.
+        let closing = upload.is_closing() && openssh;
+        let (size, sent) = upload.progress();
+        Weight {
+            lane: upload.lane(),
+            handles: usize::from(!closing),
+            to_send: FILE_COST + size.saturating_sub(sent).min(LARGE),
+            files: usize::from(upload.holds_file()),
+            bytes: upload.holds_bytes(),
+        }
+    }
+}
+
+impl Burden {
+    fn replace(&mut self, old: Weight, new: Weight) {
+        let lane = &mut self.lanes[old.lane];
+        lane.0 -= old.handles;
+        lane.1 -= old.to_send;
+        self.files -= old.files;
+        self.bytes -= old.bytes;
+        let lane = &mut self.lanes[new.lane];
+        lane.0 += new.handles;
+        lane.1 += new.to_send;
+        self.files += new.files;
+        self.bytes += new.bytes;
     }
 }
 
 impl<R: Remote> Pipeline<'_, R> {
     pub(super) fn start_uploads(&mut self) -> Result<(), MirrorError> {
+        self.want_lanes();
         let limit = self.most_handles();
         let last = self.staging_refused.unwrap_or(self.loaded);
-        // Counted once a turn, not once a file: there are hundreds.
-        let mut held = Held::default();
-        for seq in &self.uploading {
-            held.add(self.held_by(*seq));
-        }
         while self.stage_next <= last
-            && held.handles < limit
-            && held.files < OPEN_FILES
-            && held.bytes < READ_AHEAD
+            && self.burden.files < OPEN_FILES
+            && self.burden.bytes < READ_AHEAD
         {
             let index = self.first_from(self.stage_next);
             let Some(job) = self.window.get(index) else {
                 break;
             };
-            let seq = job.row.seq;
+            let (seq, before) = (job.row.seq, job.lane);
+            // Where least is to be sent, of those that have a handle to give. What more than fills a lane may
+            // as well wait for another lane.
+            let load =
+                |n: &usize| self.burden.lanes[*n].1 + self.remote.unacknowledged_on(*n) as u64;
+            let lanes = (0..self.remote.lanes())
+                .filter(|n| self.burden.lanes[*n].0 < limit && load(n) < UNACKNOWLEDGED as u64);
+            let Some(lane) = before.or(lanes.min_by_key(load)) else {
+                break;
+            };
             self.stage_next = seq + 1;
-            self.stage(seq)?;
-            held.add(self.held_by(seq));
+            self.stage(seq, lane)?;
         }
         Ok(())
+    }
+
+    /// A channel's window is what it can carry in a round trip: on a long line a backlog needs several.
+    fn want_lanes(&mut self) {
+        if self.remote.round_trip() >= FAR
+            && let (Some(first), Some(last)) = (self.window.front(), self.window.back())
+        {
+            let bytes = last.row.cum_bytes - first.row.cum_bytes;
+            self.remote.want_lanes(lanes_for(bytes));
+        }
+    }
+
+    /// Counts what a row's upload needs now, and whether it has something to send.
+    fn weigh(&mut self, seq: Seq) {
+        let openssh = self.remote.features().openssh;
+        let Some(index) = self.index(seq) else { return };
+        let job = &mut self.window[index];
+        let upload = match &job.stage {
+            Stage::Uploading(upload) => Some(upload),
+            Stage::Ready
+            | Stage::Waiting
+            | Stage::Symlink(..)
+            | Stage::Gone
+            | Stage::Covered(_)
+            | Stage::Refused(_) => None,
+        };
+        let weight = upload.map_or(Weight::default(), |u| Weight::of(u, openssh));
+        let old = std::mem::replace(&mut job.weight, weight);
+        self.burden.replace(old, weight);
+        if upload.is_some_and(|u| u.wants_to_send()) {
+            self.feeding.insert(seq);
+        } else {
+            self.feeding.remove(&seq);
+        }
     }
 
     /// How many of the server's handles uploads may have.
@@ -60,21 +136,7 @@ impl<R: Remote> Pipeline<'_, R> {
         STAGING.min(most.max(1) as usize)
     }
 
-    fn held_by(&self, seq: Seq) -> Held {
-        let job = self.index(seq).map(|index| &self.window[index]);
-        let Some(Stage::Uploading(upload)) = job.map(|j| &j.stage) else {
-            return Held::default();
-        };
-        // A server that takes one request after another closes the old file before it opens the next.
-        let closing = upload.is_closing() && self.remote.features().openssh;
-        Held {
-            handles: usize::from(!closing),
-            files: usize::from(upload.holds_file()),
-            bytes: upload.holds_bytes(),
-        }
-    }
-
-    pub(super) fn stage(&mut self, seq: Seq) -> Result<(), MirrorError> {
+    fn stage(&mut self, seq: Seq, lane: usize) -> Result<(), MirrorError> {
         let place = self.setup.place.stage(seq);
         let rules = self.setup.rules;
         let Some(index) = self.index(seq) else {
@@ -102,14 +164,26 @@ impl<R: Remote> Pipeline<'_, R> {
             return Ok(());
         }
         let job = &mut self.window[index];
+        // Symlinks are little, and need no handle.
+        let lane = match &job.row.change {
+            Change::Symlink { .. } => 0,
+            _ => lane,
+        };
+        job.lane = Some(lane);
         // A second try must not find the first one's file: it may be one that must not be written.
         if job.restaged > 0 {
-            self.remote.send(Request::Remove {
-                path: place.clone(),
-            });
+            let path = place.clone();
+            self.remote.send_on(lane, Request::Remove { path });
         }
         match &job.row.change {
-            Change::Content { .. } => self.upload(seq, place, false, None),
+            Change::Content { .. } => {
+                let wanted = Wanted {
+                    dest: place,
+                    in_place: false,
+                    parts: None,
+                };
+                self.upload(seq, wanted, lane)
+            }
             Change::Symlink {
                 target,
                 owner,
@@ -134,12 +208,12 @@ impl<R: Remote> Pipeline<'_, R> {
         }
     }
 
+    /// Starts an upload on a lane.
     pub(super) fn upload(
         &mut self,
         seq: Seq,
-        dest: Vec<u8>,
-        in_place: bool,
-        parts: Option<Parts>,
+        wanted: Wanted,
+        lane: usize,
     ) -> Result<(), MirrorError> {
         let Some(job) = self.index(seq).map(|index| &mut self.window[index]) else {
             return Ok(());
@@ -149,16 +223,12 @@ impl<R: Remote> Pipeline<'_, R> {
         };
         let (source, rules) = (self.setup.source, self.setup.rules);
         // First how far the log is, then the file: see [`Covers`].
-        let upto = match parts {
+        let upto = match wanted.parts {
             None => self.setup.journal.head(),
             Some(_) => self.loaded,
         };
-        let wanted = Wanted {
-            dest,
-            in_place,
-            parts,
-        };
-        match Upload::start(source, node, wanted, rules, &mut self.remote) {
+        let via = (&mut self.remote, lane);
+        match Upload::start(source, node, wanted, rules, via) {
             Ok(Start::Begun(upload, tickets)) => {
                 job.stage = Stage::Uploading(upload);
                 if let Some(content) = job.content() {
@@ -168,6 +238,7 @@ impl<R: Remote> Pipeline<'_, R> {
                     self.tickets.insert(ticket, Purpose::Stage(seq));
                 }
                 self.uploading.insert(seq);
+                self.weigh(seq);
                 Ok(())
             }
             Ok(Start::Gone) => {
@@ -188,24 +259,35 @@ impl<R: Remote> Pipeline<'_, R> {
 
     /// Sends file data, the front of the log first, while not too much is unacknowledged.
     pub(super) fn feed_uploads(&mut self) -> Result<(), MirrorError> {
-        for seq in &self.uploading {
-            let index = self.index(*seq);
+        let mut next = 0;
+        while let Some(seq) = self.feeding.range(next..).next().copied() {
+            next = seq + 1;
+            if (0..self.remote.lanes()).all(|n| self.remote.unacknowledged_on(n) >= UNACKNOWLEDGED)
+            {
+                break;
+            }
+            let index = self.index(seq);
             let Some(job) = index.and_then(|index| self.window.get_mut(index)) else {
                 continue;
             };
             let Stage::Uploading(upload) = &mut job.stage else {
                 continue;
             };
-            while upload.wants_to_send() && self.remote.unacknowledged_bytes() < UNACKNOWLEDGED {
+            let (lane, mut sent) = (upload.lane(), false);
+            while upload.wants_to_send() && self.remote.unacknowledged_on(lane) < UNACKNOWLEDGED {
                 let tickets = &mut self.tickets;
                 upload
                     .send_next(&mut self.remote, |ticket| {
-                        tickets.insert(ticket, Purpose::Stage(*seq));
+                        tickets.insert(ticket, Purpose::Stage(seq));
                     })
                     .map_err(|why| MirrorError::Source {
                         change: job.row.change.to_string(),
                         why,
                     })?;
+                sent = true;
+            }
+            if sent {
+                self.weigh(seq);
             }
         }
         Ok(())
@@ -242,11 +324,13 @@ impl<R: Remote> Pipeline<'_, R> {
             }
         };
         let Some(outcome) = outcome else {
+            self.weigh(seq);
             return Ok(());
         };
         self.uploading.remove(&seq);
         if in_place {
             self.in_place_ended(seq, outcome);
+            self.weigh(seq);
             return Ok(());
         }
         let comes_whole = outcome == Outcome::Changed && self.comes_whole_later(seq);
@@ -269,14 +353,14 @@ impl<R: Remote> Pipeline<'_, R> {
                 self.staging_refused = Some(first);
             }
         }
+        self.weigh(seq);
         Ok(())
     }
 
     /// What was staged is no version of the file; its next content comes later.
     fn leave_out(&mut self, seq: Seq) {
         self.comes_to_nothing(seq);
-        let path = self.setup.place.stage(seq);
-        self.remote.send(Request::Remove { path });
+        self.remove_staged(seq);
     }
 
     /// A row's content is not sent. Rows that relied on it have to see for themselves.
