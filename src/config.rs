@@ -9,6 +9,7 @@
 //! their lines, `load` puts them together, [`problem`] words what is wrong. Loading reads files and
 //! never writes.
 
+pub mod bandwidth;
 mod load;
 pub mod problem;
 pub mod settings;
@@ -19,6 +20,7 @@ pub use problem::{ConfigError, Fault, Problem};
 pub use settings::{Absent, Apply, SETTINGS, Setting, example};
 
 use crate::exclude::Exclude;
+use bandwidth::Bandwidth;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -78,6 +80,8 @@ pub struct MirrorConfig {
     pub known_hosts: Vec<PathBuf>,
     /// Whether numeric owner and group are carried over.
     pub preserve_owner: bool,
+    /// How fast it may be sent to.
+    pub bandwidth_limit: Bandwidth,
     /// Limit for connecting and logging in, at least 1 s.
     pub connect_timeout: Duration,
     /// Limit for the answer to a request, at least 1 s.
@@ -156,6 +160,7 @@ impl MirrorConfig {
             passphrase_file: None,
             known_hosts: Vec::new(),
             preserve_owner: false,
+            bandwidth_limit: Bandwidth::default(),
             connect_timeout: Duration::ZERO,
             io_timeout: Duration::ZERO,
             backoff_min: Duration::ZERO,

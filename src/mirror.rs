@@ -10,6 +10,7 @@
 //! come back as one); what a person has to put right is tried at the slow end, or at once after `proxyfs
 //! try-again`.
 
+pub mod clock;
 mod covers;
 pub mod errors;
 mod ghosts;
@@ -28,9 +29,10 @@ pub mod source;
 pub mod upload;
 
 use crate::change::Seq;
+use crate::config::bandwidth::Bandwidth;
 use crate::config::{Login, MirrorConfig};
 use crate::journal::{Journal, JournalError, SOURCE_ID};
-use crate::sftp::session::{self, Abort, Secret, Start, Target};
+use crate::sftp::session::{self, Abort, Rate, Secret, Start, Target};
 use crate::status::MirrorState;
 use errors::{Class, MirrorError};
 use inbox::{Inbox, Notice, Notifier, inbox};
@@ -39,12 +41,15 @@ use pipeline::{Ended, Pipeline, Setup};
 use plan::Place;
 use source::Source;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// A session that lasted so long counts as one that worked, whatever ended it.
 const STEADY: Duration = Duration::from_secs(60);
+
+/// The limit of what a mirror is sent, which may change while it is.
+type Limit = Arc<Mutex<Bandwidth>>;
 
 /// A running worker, as the daemon holds it.
 pub struct Worker {
@@ -54,6 +59,7 @@ pub struct Worker {
     pub live: Arc<Live>,
     notifier: Notifier,
     abort: Abort,
+    limit: Limit,
     journal: Arc<Journal>,
     thread: Option<JoinHandle<()>>,
 }
@@ -82,6 +88,7 @@ impl Worker {
         let live = Arc::new(Live::new(settled, position.last_error));
         let (notifier, inbox) = inbox().map_err(source_error)?;
         let abort = Abort::new();
+        let limit = Arc::new(Mutex::new(config.bandwidth_limit.clone()));
         let life = Life {
             config: config.clone(),
             journal: Arc::clone(&journal),
@@ -89,6 +96,7 @@ impl Worker {
             live: Arc::clone(&live),
             inbox,
             abort: abort.clone(),
+            limit: Arc::clone(&limit),
             paused: position.paused,
             try_again: false,
             failures: 0,
@@ -108,6 +116,7 @@ impl Worker {
             live,
             notifier,
             abort,
+            limit,
             journal,
             thread: Some(thread),
         })
@@ -149,6 +158,22 @@ impl Worker {
         }
         self.live.trying_parked();
         self.notifier.tell(Notice::TryAgain);
+    }
+
+    /// Takes another limit of what it may send, from now on and without a new connection; whether that is all
+    /// in which `config` differs from its own.
+    pub fn limit_only(&mut self, config: &MirrorConfig) -> bool {
+        let limit = config.bandwidth_limit.clone();
+        let same = MirrorConfig {
+            bandwidth_limit: limit.clone(),
+            ..self.config.clone()
+        };
+        if same != *config {
+            return false;
+        }
+        *self.limit.lock().unwrap_or_else(PoisonError::into_inner) = limit;
+        self.config = same;
+        true
     }
 
     /// Tells it to end, and ends what it waits for.
@@ -203,6 +228,7 @@ struct Life {
     live: Arc<Live>,
     inbox: Inbox,
     abort: Abort,
+    limit: Limit,
     paused: bool,
     /// Parked changes are to be tried again at once.
     try_again: bool,
@@ -285,8 +311,9 @@ impl Life {
         let start = Start {
             first: &questions,
             far_lanes: pipeline::lanes_for(reader.backlog(&name)?.bytes),
+            rate: Some(rate_of(&self.limit)),
         };
-        let (mut remote, asked) = session::connect_asking(&target, &self.abort, start)?;
+        let (mut remote, asked) = session::connect_asking(&target, &self.abort, &start)?;
         self.inbox.attend();
         let mut position = reader.mirror(&name)?;
         let adopted = position.adopted;
@@ -386,6 +413,15 @@ fn jitter() -> f64 {
     random as f64 / u64::MAX as f64
 }
 
+/// The rate that holds when it is asked for.
+fn rate_of(limit: &Limit) -> Rate {
+    let limit = Arc::clone(limit);
+    Arc::new(move || {
+        let limit = limit.lock().unwrap_or_else(PoisonError::into_inner);
+        limit.at(clock::minute_of_day())
+    })
+}
+
 /// What the SFTP client has to know.
 fn target(config: &MirrorConfig) -> Result<Target, MirrorError> {
     let passphrase = match &config.passphrase_file {
@@ -440,6 +476,7 @@ mod tests {
             passphrase_file: None,
             known_hosts: Vec::new(),
             preserve_owner: false,
+            bandwidth_limit: Bandwidth::default(),
             connect_timeout: Duration::from_secs(15),
             io_timeout: Duration::from_secs(30),
             backoff_min: Duration::from_secs(1),

@@ -15,6 +15,7 @@ pub mod lanes;
 pub mod login;
 mod malformed;
 mod offers;
+mod pace;
 pub mod session;
 mod tcp;
 pub mod wire;

@@ -90,6 +90,7 @@ fn every_setting_takes_another_value_than_its_default() {
          exclude = *.bak, !keep.bak\n\
          [mirror a.b-c_1]\nhost = [2001:db8::1]\nport = 2222\nuser = u\npath = htdocs/\n\
          key = /k/one, /k/two\npassphrase_file = /k/pass\nknown_hosts = /k/hosts\npreserve_owner = yes\n\
+         bandwidth_limit = 08:00 2M, 19:00 off\n\
          connect_timeout = 2s\nio_timeout = 1m\nbackoff_min = 50ms\nbackoff_max = 1d\n\
          [mirror other]\nhost = h\nuser = u\npath = .\nkey = agent\n",
     );
@@ -126,6 +127,8 @@ fn every_setting_takes_another_value_than_its_default() {
     );
     assert_eq!(mirror.known_hosts, [PathBuf::from("/k/hosts")]);
     assert!(mirror.preserve_owner);
+    let limit = &mirror.bandwidth_limit;
+    assert_eq!((limit.at(12 * 60), limit.at(0)), (Some(2 << 20), None));
     assert_eq!(mirror.connect_timeout, Duration::from_secs(2));
     assert_eq!(mirror.io_timeout, Duration::from_secs(60));
     assert_eq!(mirror.backoff_min, Duration::from_millis(50));
@@ -188,6 +191,16 @@ fn each_mistake_is_one_line_that_says_where_and_what_to_do() {
         (
             mirror("backoff_min = 10m"),
             "proxyfs.ini:8: backoff_min (10m) must not be longer than backoff_max (5m)",
+        ),
+        (
+            mirror("bandwidth_limit = 2"),
+            "proxyfs.ini:8: bad value `2` for `bandwidth_limit`: a rate is a whole number of bytes a second with \
+             its unit k, M or G (of 1024), such as 500k or 2M, or off",
+        ),
+        (
+            mirror("bandwidth_limit = 8:00 16k, 19:00 off\nio_timeout = 10s"),
+            "proxyfs.ini:8: at the slowest rate of bandwidth_limit an answer may take 16s: set io_timeout to that \
+             at least",
         ),
         (
             mirror("preserve_owner = maybe"),

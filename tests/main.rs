@@ -6,6 +6,7 @@
 mod support;
 
 mod architecture;
+mod bandwidth;
 mod coalescing;
 mod commands;
 mod config;

@@ -225,8 +225,9 @@ fn requests_that_go_along_with_the_start_of_sftp_are_answered_like_all_others() 
         let start = Start {
             first: &first,
             far_lanes: 1,
+            rate: None,
         };
-        let (mut session, asked) = connect_asking(&sshd.target(), &Abort::new(), start).unwrap();
+        let (mut session, asked) = connect_asking(&sshd.target(), &Abort::new(), &start).unwrap();
         assert_eq!(session.features().max_handles.is_some(), tells, "{server}");
         let mut answers = Vec::new();
         while answers.len() < first.len() {

@@ -4,6 +4,7 @@
 
 mod hosts;
 mod lanes;
+mod leaks;
 mod peers;
 mod requests;
 

@@ -14,6 +14,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// Bytes that may be on the way before the answer to one request: a WRITE on each channel of a connection, twice.
+const ALL_LANES: u64 = 2 * 4 * (32 << 10);
+
 /// See [`Config::load`].
 pub(super) fn load(path: &Path, overrides: &Overrides) -> Result<Config, ConfigError> {
     let file = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
@@ -389,6 +392,21 @@ impl Loader {
                 ("backoff_min", mirror.backoff_min),
                 ("backoff_max", mirror.backoff_max),
             );
+        }
+        for (mirror, place) in c.mirrors.iter().zip(&self.places) {
+            let Some(rate) = mirror.bandwidth_limit.slowest() else {
+                continue;
+            };
+            let turns = Duration::from_secs(ALL_LANES.div_ceil(rate));
+            if turns > mirror.io_timeout && !mirror.io_timeout.is_zero() {
+                let why = format!(
+                    "at the slowest rate of bandwidth_limit an answer may take {}: set io_timeout to \
+                     that at least",
+                    values::show_duration(turns)
+                );
+                let line = place.of(&["bandwidth_limit", "io_timeout"]);
+                conflicts.push((place.file.clone(), line, why));
+            }
         }
         for (file, line, why) in conflicts {
             self.problem(&file, line, Fault::Conflict(why));

@@ -2,6 +2,7 @@
 //! texts say all come from [`SETTINGS`]. A new setting is one entry here and one field of
 //! [`Config`] or [`MirrorConfig`].
 
+use super::bandwidth::Bandwidth;
 use super::values::{self, Refusal};
 use super::{Config, Login, MirrorConfig};
 use crate::exclude::Exclude;
@@ -177,6 +178,14 @@ pub const SETTINGS: &[Setting] = &[
         help: "Whether files get the numeric owner and group that they have in the source, yes or \
                no. The account must be root then.",
         apply: Apply::Mirror(|m, v| set(&mut m.preserve_owner, values::yes_or_no(v))),
+    },
+    Setting {
+        name: "bandwidth_limit",
+        absent: Absent::Default("off"),
+        help: "How many bytes a second may be sent to it, with the unit k, M or G, such as 2M, or \
+               off; or a timetable in local time, such as 08:00 2M, 19:00 off. A reload changes it \
+               without a new connection.",
+        apply: Apply::Mirror(|m, v| set(&mut m.bandwidth_limit, Bandwidth::parse(v))),
     },
     Setting {
         name: "connect_timeout",

@@ -40,13 +40,21 @@ impl Workers {
         deadline: Instant,
     ) -> Result<String, MirrorError> {
         let mut running = self.running();
+        let mut done = Vec::new();
+        for config in mirrors {
+            if let Some(worker) = running.get_mut(&config.name)
+                && worker.config != *config
+                && worker.limit_only(config)
+            {
+                done.push(format!("mirror {} has another limit", config.name));
+            }
+        }
         let unchanged = |w: &Worker| mirrors.contains(&w.config);
         let leaving: Vec<String> = running
             .iter()
             .filter(|(_, w)| !unchanged(w))
             .map(|(n, _)| n.clone())
             .collect();
-        let mut done = Vec::new();
         // All are told first, so that they end side by side.
         leaving
             .iter()

@@ -24,6 +24,8 @@ pub use super::channel::{FAR, MOST_LANES};
 use super::channel::{
     Deadline, Lane, Link, OpenError, Opening, Replies, WRITE_PIECE, first_channel,
 };
+use super::pace::Pace;
+use super::session::Start;
 use super::tcp::hang_up;
 use super::{Features, Remote, Reply, Request, SessionError, Ticket};
 use std::os::fd::BorrowedFd;
@@ -43,20 +45,20 @@ pub struct Lanes {
     replies: Replies,
     /// Whose turn it is to write.
     turn: usize,
+    pace: Option<Pace>,
     dead: Option<SessionError>,
 }
 
 impl Lanes {
-    /// Opens a channel and starts SFTP on it, within `timeout`, and sends `first` as early as can be; goes on
-    /// to open channels, `far` in all, on a long line. Leaves the session non-blocking. After an error the
-    /// link is broken.
+    /// Opens a channel and starts SFTP on it, within `timeout`, and sends the first requests as early as can be;
+    /// goes on to open channels on a long line. Leaves the session non-blocking. After an error the link is
+    /// broken.
     pub(super) fn open(
         link: Arc<Link>,
         timeout: Duration,
-        first: &[Request],
-        far: usize,
+        start: &Start<'_>,
     ) -> Result<(Lanes, Vec<Ticket>), OpenError> {
-        let opened = Lanes::start(&link, timeout, first, far);
+        let opened = Lanes::start(&link, timeout, start);
         if opened.is_err() {
             hang_up(&link.socket);
         }
@@ -66,9 +68,9 @@ impl Lanes {
     fn start(
         link: &Arc<Link>,
         timeout: Duration,
-        first: &[Request],
-        far: usize,
+        start: &Start<'_>,
     ) -> Result<(Lanes, Vec<Ticket>), OpenError> {
+        let (first, far) = (start.first, start.far_lanes);
         let deadline = Deadline::after(timeout);
         let (channel, mut opening, round_trip) = first_channel(link, deadline, far)?;
         let mut lane = Lane::new(0, channel, Arc::clone(link));
@@ -82,6 +84,7 @@ impl Lanes {
             round_trip,
             replies,
             turn: 0,
+            pace: start.rate.clone().map(Pace::new),
             dead: None,
         };
         Ok((lanes, tickets))
@@ -94,7 +97,8 @@ impl Lanes {
             self.add_opened();
             self.write_out()?;
             self.read_all()?;
-            if self.lanes.iter().any(Lane::may_go_on) || self.opening.go_on() {
+            let may_go_on = self.lanes.iter().any(Lane::may_go_on);
+            if (may_go_on && self.must_wait().is_zero()) || self.opening.go_on() {
                 continue;
             }
             if self.opening.is_busy() && self.lanes.iter().any(Lane::has_input) {
@@ -115,10 +119,17 @@ impl Lanes {
     /// In turns, until none can write any more.
     fn write_out(&mut self) -> Result<(), SessionError> {
         let mut stopped = 0;
-        while stopped < self.lanes.len() {
+        let mut wait = self.must_wait();
+        while stopped < self.lanes.len() && wait.is_zero() {
             let lane = &mut self.lanes[self.turn];
-            if lane.write_piece(WRITE_PIECE)? > 0 {
+            let sent = lane.write_piece(WRITE_PIECE)?;
+            if sent > 0 {
                 stopped = 0;
+                if let Some(pace) = &mut self.pace {
+                    let now = Instant::now();
+                    pace.sent(sent, now);
+                    wait = pace.wait(now);
+                }
             } else {
                 if lane.blocked {
                     return Ok(()); // it goes on with this lane
@@ -128,6 +139,12 @@ impl Lanes {
             self.turn = (self.turn + 1) % self.lanes.len();
         }
         Ok(())
+    }
+
+    /// How long nothing may be sent.
+    fn must_wait(&mut self) -> Duration {
+        let pace = self.pace.as_mut();
+        pace.map_or(Duration::ZERO, |pace| pace.wait(Instant::now()))
     }
 
     fn read_all(&mut self) -> Result<(), SessionError> {
@@ -194,7 +211,14 @@ impl Lanes {
             let now = Instant::now();
             let until_check = self.until_check(now)?;
             let left = timeout.saturating_sub(now.saturating_duration_since(start));
-            let woken = self.link.wait(blocked, left.min(until_check), wake)?;
+            let mut wait = left.min(until_check);
+            if self.lanes.iter().any(Lane::has_output) {
+                match self.must_wait() {
+                    Duration::ZERO => {}
+                    pause => wait = wait.min(pause),
+                }
+            }
+            let woken = self.link.wait(blocked, wait, wake)?;
             if woken || left.is_zero() {
                 // What made poll return may be a reply as well.
                 return self.pass().map(|_| ());

@@ -17,6 +17,7 @@
 pub use super::connect_error::ConnectError;
 pub use super::known_hosts::HostKey;
 pub use super::login::{KeyProblem, Login, Secret};
+pub use super::pace::Rate;
 pub use super::tcp::Abort;
 
 use super::channel::{Link, OpenError};
@@ -142,16 +143,18 @@ impl Remote for SftpSession {
 /// # Errors
 /// See [`ConnectError`].
 pub fn connect(target: &Target, abort: &Abort) -> Result<SftpSession, ConnectError> {
-    connect_asking(target, abort, Start::default()).map(|(session, _)| session)
+    connect_asking(target, abort, &Start::default()).map(|(session, _)| session)
 }
 
 /// What a session begins with, as early as the server lets us: that spares round trips.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 pub struct Start<'a> {
     /// Requests.
     pub first: &'a [Request],
     /// How many lanes are wanted at once, if the line is long.
     pub far_lanes: usize,
+    /// How fast all lanes together may send, once SFTP has started; none: as fast as it goes.
+    pub rate: Option<Rate>,
 }
 
 /// The same, with what it begins with; and the tickets of these requests.
@@ -161,7 +164,7 @@ pub struct Start<'a> {
 pub fn connect_asking(
     target: &Target,
     abort: &Abort,
-    start: Start<'_>,
+    start: &Start<'_>,
 ) -> Result<(SftpSession, Vec<Ticket>), ConnectError> {
     connect_any(target, abort, start).map_err(|e| explain_abort(e, target, abort))
 }
@@ -195,7 +198,7 @@ fn explain_abort(error: ConnectError, target: &Target, abort: &Abort) -> Connect
 fn connect_any(
     target: &Target,
     abort: &Abort,
-    start: Start<'_>,
+    start: &Start<'_>,
 ) -> Result<(SftpSession, Vec<Ticket>), ConnectError> {
     let known = KnownHosts::read(
         &target.known_hosts,
@@ -510,7 +513,7 @@ fn start_sftp(
     greeted: Greeted,
     target: &Target,
     abort: &Abort,
-    start: Start<'_>,
+    start: &Start<'_>,
 ) -> Result<(SftpSession, Vec<Ticket>), ConnectError> {
     let host = show_host(&target.host, target.port);
     greeted.limit();
@@ -526,7 +529,7 @@ fn start_sftp(
         io_timeout: target.io_timeout,
     };
     let timeout = target.connect_timeout;
-    match Lanes::open(Arc::new(link), left, start.first, start.far_lanes) {
+    match Lanes::open(Arc::new(link), left, start) {
         Ok((lanes, tickets)) => {
             let session = SftpSession {
                 lanes,

@@ -136,15 +136,16 @@ fn a_long_line_has_its_lanes_early_and_a_short_one_has_none_to_spare() {
     let start = Start {
         first: &[],
         far_lanes: 3,
+        rate: None,
     };
-    let (near, _) = connect_asking(&sshd.target(), &Abort::new(), start).unwrap();
+    let (near, _) = connect_asking(&sshd.target(), &Abort::new(), &start).unwrap();
     if near.round_trip() < Duration::from_millis(5) {
         assert_eq!(near.lanes(), 1);
     }
     let relay = Relay::start(sshd.port(), RTT);
     let mut target = sshd.target();
     target.port = relay.port();
-    let (mut far, _) = connect_asking(&target, &Abort::new(), start).unwrap();
+    let (mut far, _) = connect_asking(&target, &Abort::new(), &start).unwrap();
     assert!(far.round_trip() >= RTT);
     // While the first started SFTP the others were asked for.
     wait_for_lanes(&mut far, 3);
