@@ -27,6 +27,7 @@ mod scars;
 mod settle;
 pub mod source;
 pub mod upload;
+mod wide;
 
 use crate::change::Seq;
 use crate::config::bandwidth::Bandwidth;

@@ -298,6 +298,11 @@ pub trait Remote {
     /// So many lanes would be of use. They come while it is pumped, or not at all: a server may refuse them.
     fn want_lanes(&mut self, _lanes: usize) {}
 
+    /// A file of so many bytes is worth several lanes.
+    fn wide_from(&self) -> u64 {
+        8 << 20
+    }
+
     /// How long an answer takes, about.
     fn round_trip(&self) -> Duration {
         Duration::ZERO
@@ -335,6 +340,9 @@ impl<R: Remote> Remote for &mut R {
     }
     fn want_lanes(&mut self, lanes: usize) {
         (**self).want_lanes(lanes);
+    }
+    fn wide_from(&self) -> u64 {
+        (**self).wide_from()
     }
     fn round_trip(&self) -> Duration {
         (**self).round_trip()

@@ -25,3 +25,4 @@ mod replay;
 mod round_trips;
 mod servers;
 mod sftp;
+mod wide;

@@ -76,6 +76,8 @@ const OPEN_FILES: usize = 16;
 /// Bytes of file data without a reply at most, on each lane: more than OpenSSH's window, so that it stays
 /// full.
 const UNACKNOWLEDGED: usize = 3 << 20;
+/// What a big file sends before the next big file has its turn, in WRITEs.
+const TURN: usize = 4;
 /// Another lane is of use for so many bytes more: OpenSSH's window.
 const LANE_BYTES: u64 = 2 << 20;
 /// Changes being published at once at most.
@@ -303,6 +305,8 @@ pub struct Pipeline<'a, R: Remote> {
     uploading: BTreeSet<Seq>,
     /// Those of them that have something to send.
     feeding: BTreeSet<Seq>,
+    /// Whose turn it is among the big ones.
+    feed_turn: Seq,
     /// What they need together.
     burden: staging::Burden,
     /// A row that could not be staged: none behind it is tried.
@@ -379,6 +383,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             uncertain: position.sent_upto,
             uploading: BTreeSet::new(),
             feeding: BTreeSet::new(),
+            feed_turn: 0,
             burden: staging::Burden::default(),
             staging_refused: None,
             publishing: 0,
@@ -539,7 +544,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
 
     fn take(&mut self, ticket: Ticket, reply: Reply) -> Result<(), MirrorError> {
         match self.tickets.remove(&ticket) {
-            Some(Purpose::Stage(seq)) => self.take_staged(seq, reply),
+            Some(Purpose::Stage(seq)) => self.take_staged(seq, ticket.lane.into(), reply),
             Some(Purpose::Publish(seq, i)) => {
                 self.take_published(seq, i, reply);
                 Ok(())

@@ -489,7 +489,7 @@ impl<'a, R: Remote> Repair<'a, R> {
         let Some(file) = self.files.get_mut(&number) else {
             return Ok(());
         };
-        let outcome = file.upload.take(reply, self.tools.source);
+        let outcome = file.upload.take(0, reply, self.tools.source);
         let Some(outcome) = outcome.map_err(source_error(&file.path))? else {
             return Ok(());
         };

@@ -24,6 +24,7 @@
 
 use super::plan::{Rules, S_IFMT, attributes};
 use super::source::{Source, Writing, mtime_of};
+use super::wide::Wide;
 use crate::change::{ByteRanges, NodeId, Owner, Times, Timestamp};
 use crate::sftp::{Attrs, Handle, OpenMode, Remote, Reply, Request, Status, Ticket, code};
 use rustix::fs::{SeekFrom, Stat, fstat, seek};
@@ -106,6 +107,8 @@ pub enum Outcome {
 pub struct Upload {
     /// Whereon: its handle is good there only.
     lane: usize,
+    /// The other lanes of a big file.
+    wide: Option<Wide>,
     body: Body,
     stamp: Stamp,
     inode: u64,
@@ -201,6 +204,8 @@ impl Upload {
             let path = dest.clone();
             tickets.push(remote.send_on(lane, Request::Lstat { path }));
         }
+        let wide = !in_place && stamp.size >= remote.wide_from();
+        let wide = wide.then(|| Wide::new(dest.clone(), lane));
         let open = Request::Open {
             path: dest,
             mode,
@@ -209,6 +214,7 @@ impl Upload {
         tickets.push(remote.send_on(lane, open));
         let upload = Upload {
             lane,
+            wide,
             body,
             stamp,
             inode: stat.st_ino,
@@ -230,6 +236,35 @@ impl Upload {
     /// The lane that it goes on.
     pub fn lane(&self) -> usize {
         self.lane
+    }
+
+    /// Whether it may go on several lanes.
+    pub fn is_wide(&self) -> bool {
+        self.wide.is_some()
+    }
+
+    /// Whether there is room to send on, with less than `most` bytes under way on a lane.
+    pub fn has_room<R: Remote>(&self, remote: &R, most: usize) -> bool {
+        match &self.wide {
+            Some(wide) => wide.roomiest(remote, most).is_some(),
+            None => remote.unacknowledged_on(self.lane) < most,
+        }
+    }
+
+    /// Takes a big file to the lanes that have come since.
+    pub fn widen<R: Remote>(&mut self, remote: &mut R, mut note: impl FnMut(Ticket)) {
+        if let (Phase::Writing(_), Some(wide)) = (&self.phase, &mut self.wide)
+            && self.failure.is_none()
+            && self.next < self.stamp.size
+        // all of it: a wide one is no part of a file
+        {
+            wide.widen(remote, |ticket| {
+                self.waiting += 1;
+                note(ticket);
+            });
+            // Lanes overtake each other.
+            self.settle_first |= wide.is_used();
+        }
     }
 
     /// Whether the upload keeps a local file open.
@@ -294,6 +329,11 @@ impl Upload {
             self.next_chunk()?
         };
         if let Some((offset, data)) = chunk {
+            let wide = self.wide.as_ref();
+            let (lane, other) = wide
+                .and_then(|wide| wide.roomiest(remote, usize::MAX))
+                .unwrap_or((self.lane, None));
+            let handle = other.unwrap_or(handle);
             self.sent += data.len() as u64;
             self.waiting += 1;
             let write = Request::Write {
@@ -301,7 +341,7 @@ impl Upload {
                 offset,
                 data,
             };
-            note(remote.send_on(self.lane, write));
+            note(remote.send_on(lane, write));
             return Ok(());
         }
         if self.settle_first && self.waiting > 0 {
@@ -314,18 +354,41 @@ impl Upload {
                 note(remote.send_on(self.lane, Request::Fsetstat { handle, attrs }));
             }
         }
+        if let Some(wide) = &mut self.wide {
+            self.waiting += wide.close(remote, &mut note);
+        }
         self.waiting += 1;
         note(remote.send_on(self.lane, Request::Close { handle }));
         self.phase = Phase::Closing;
         Ok(())
     }
 
-    /// Takes a reply to one of the upload's requests. Says how the upload ended, once it has.
+    /// Takes a reply to one of the upload's requests on a lane. Says how the upload ended, once it has.
     ///
     /// # Errors
     /// The file can't be looked at here.
-    pub fn take(&mut self, reply: Reply, source: &Source) -> io::Result<Option<Outcome>> {
+    pub fn take(
+        &mut self,
+        lane: usize,
+        reply: Reply,
+        source: &Source,
+    ) -> io::Result<Option<Outcome>> {
         self.waiting -= 1;
+        if let Some(wide) = &mut self.wide
+            && lane != self.lane
+        {
+            let handle = match &reply {
+                Reply::Handle(handle) => Some(handle.clone()),
+                Reply::Ok
+                | Reply::Status(_)
+                | Reply::Data(_)
+                | Reply::Names(_)
+                | Reply::Attrs(_) => None,
+            };
+            if wide.takes(lane, handle) {
+                return Ok(None); // more is to come in any case, the CLOSE at least
+            }
+        }
         match (reply, &mut self.phase) {
             (Reply::Handle(handle), Phase::Opening(opened, _)) => *opened = Some(handle),
             (Reply::Attrs(attrs), Phase::Opening(_, seen)) => *seen = Some(attrs),

@@ -297,6 +297,11 @@ impl Remote for FakeServer<'_> {
         self.queued.len()
     }
 
+    /// The tests' files are small.
+    fn wide_from(&self) -> u64 {
+        40_000
+    }
+
     fn features(&self) -> &Features {
         &self.features
     }

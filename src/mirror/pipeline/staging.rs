@@ -90,13 +90,18 @@ impl<R: Remote> Pipeline<'_, R> {
         Ok(())
     }
 
-    /// A channel's window is what it can carry in a round trip: on a long line a backlog needs several.
+    /// A channel's window is what it can carry in a round trip: on a long line a backlog needs several. And on any
+    /// line big files need one beside that of all others, so that those do not wait behind them.
     fn want_lanes(&mut self) {
-        if self.remote.round_trip() >= FAR
-            && let (Some(first), Some(last)) = (self.window.front(), self.window.back())
-        {
-            let bytes = last.row.cum_bytes - first.row.cum_bytes;
+        let (Some(first), Some(last)) = (self.window.front(), self.window.back()) else {
+            return;
+        };
+        let before = first.row.cum_bytes.saturating_sub(first.row.change.bytes());
+        let bytes = last.row.cum_bytes.saturating_sub(before);
+        if self.remote.round_trip() >= FAR {
             self.remote.want_lanes(lanes_for(bytes));
+        } else if bytes >= self.remote.wide_from() {
+            self.remote.want_lanes(2);
         }
     }
 
@@ -257,43 +262,79 @@ impl<R: Remote> Pipeline<'_, R> {
         }
     }
 
-    /// Sends file data, the front of the log first, while not too much is unacknowledged.
+    /// Sends file data while not too much is unacknowledged: small files in the order of the log, big ones in
+    /// turns.
     pub(super) fn feed_uploads(&mut self) -> Result<(), MirrorError> {
         let mut next = 0;
         while let Some(seq) = self.feeding.range(next..).next().copied() {
             next = seq + 1;
-            if (0..self.remote.lanes()).all(|n| self.remote.unacknowledged_on(n) >= UNACKNOWLEDGED)
-            {
-                break;
+            let full = |n| self.remote.unacknowledged_on(n) >= UNACKNOWLEDGED;
+            if (0..self.remote.lanes()).all(full) {
+                return Ok(());
             }
-            let index = self.index(seq);
-            let Some(job) = index.and_then(|index| self.window.get_mut(index)) else {
-                continue;
-            };
-            let Stage::Uploading(upload) = &mut job.stage else {
-                continue;
-            };
-            let (lane, mut sent) = (upload.lane(), false);
-            while upload.wants_to_send() && self.remote.unacknowledged_on(lane) < UNACKNOWLEDGED {
-                let tickets = &mut self.tickets;
-                upload
-                    .send_next(&mut self.remote, |ticket| {
-                        tickets.insert(ticket, Purpose::Stage(seq));
-                    })
-                    .map_err(|why| MirrorError::Source {
-                        change: job.row.change.to_string(),
-                        why,
-                    })?;
-                sent = true;
+            if !self.is_wide(seq) {
+                self.feed(seq, usize::MAX)?;
             }
-            if sent {
-                self.weigh(seq);
+        }
+        let mut big: Vec<Seq> = self.feeding.iter().copied().collect();
+        big.retain(|seq| self.is_wide(*seq));
+        let first = big.partition_point(|seq| *seq < self.feed_turn);
+        big.rotate_left(first);
+        let mut at = 0;
+        while !big.is_empty() {
+            if self.feed(big[at], TURN)? {
+                at += 1;
+            } else {
+                big.remove(at);
             }
+            at %= big.len().max(1);
+            self.feed_turn = big.get(at).copied().unwrap_or(self.feed_turn);
         }
         Ok(())
     }
 
-    pub(super) fn take_staged(&mut self, seq: Seq, reply: Reply) -> Result<(), MirrorError> {
+    fn is_wide(&self, seq: Seq) -> bool {
+        let job = self.index(seq).map(|index| &self.window[index].stage);
+        matches!(job, Some(Stage::Uploading(upload)) if upload.is_wide())
+    }
+
+    /// Sends `most` requests of an upload, if they have room; whether all of them had.
+    fn feed(&mut self, seq: Seq, most: usize) -> Result<bool, MirrorError> {
+        let Some(index) = self.index(seq) else {
+            return Ok(false);
+        };
+        let job = &mut self.window[index];
+        let Stage::Uploading(upload) = &mut job.stage else {
+            return Ok(false);
+        };
+        let tickets = &mut self.tickets;
+        let mut note = |ticket| {
+            tickets.insert(ticket, Purpose::Stage(seq));
+        };
+        upload.widen(&mut self.remote, &mut note);
+        let mut sent = 0;
+        while sent < most && upload.wants_to_send() && upload.has_room(&self.remote, UNACKNOWLEDGED)
+        {
+            upload
+                .send_next(&mut self.remote, &mut note)
+                .map_err(|why| MirrorError::Source {
+                    change: job.row.change.to_string(),
+                    why,
+                })?;
+            sent += 1;
+        }
+        if sent > 0 {
+            self.weigh(seq);
+        }
+        Ok(sent == most)
+    }
+
+    pub(super) fn take_staged(
+        &mut self,
+        seq: Seq,
+        lane: usize,
+        reply: Reply,
+    ) -> Result<(), MirrorError> {
         let in_place = self
             .job(seq)
             .is_some_and(|j| matches!(j.step, Step::InPlace));
@@ -302,7 +343,7 @@ impl<R: Remote> Pipeline<'_, R> {
             return Ok(());
         };
         let outcome = match &mut job.stage {
-            Stage::Uploading(upload) => match upload.take(reply, source) {
+            Stage::Uploading(upload) => match upload.take(lane, reply, source) {
                 Ok(outcome) => outcome,
                 Err(why) => {
                     return Err(MirrorError::Source {
