@@ -102,7 +102,11 @@ const PARTS: [(&str, Part, &str); 5] = [
         backlog::run,
         "a mirror that is far behind: mount, status, memory",
     ),
-    ("big-file", big_file::run, "one file, beside rsync and scp"),
+    (
+        "big-file",
+        big_file::run,
+        "one file, beside rsync, scp and rclone",
+    ),
     (
         "rewritten",
         rewritten::run,
@@ -110,7 +114,7 @@ const PARTS: [(&str, Part, &str); 5] = [
     ),
 ];
 
-const USAGE: &str = "make bench BENCH=\"[--quick] [--rounds N] [--rtt MS] [PART...]\"\n\n--rtt is of new-files. Parts (all, if none is named):";
+const USAGE: &str = "make bench BENCH=\"[--quick] [--rounds N] [--rtt MS] [PART...]\"\n\n--rtt is of new-files and big-file. Parts (all, if none is named):";
 
 fn usage() {
     println!("{USAGE}");

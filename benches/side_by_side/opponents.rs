@@ -33,6 +33,28 @@ fn host(rig: &Rig) -> String {
     format!("{}@127.0.0.1", rig.sshd.user())
 }
 
+/// Nobody is waited for longer.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The same for one that may take ages; none: it was ended then.
+fn timed_or_ended(command: &mut Command) -> Option<Duration> {
+    go_on();
+    let start = Instant::now();
+    let command = command.stdin(Stdio::null()).stdout(Stdio::null());
+    let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+    while start.elapsed() < PATIENCE {
+        if let Some(status) = child.try_wait().unwrap() {
+            assert!(status.success(), "{command:?}: {status}");
+            return Some(start.elapsed());
+        }
+        go_on();
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    None
+}
+
 fn timed(command: &mut Command) -> Duration {
     go_on();
     let start = Instant::now();
@@ -78,6 +100,51 @@ pub fn scp(rig: &Rig, from: &Path, to: &Path) -> Duration {
             .arg(from)
             .arg(format!("{}:{}", host(rig), to.display())),
     )
+}
+
+/// `rclone copy` of a directory's files, 32 at a time.
+pub fn rclone(rig: &Rig, from: &Path, to: &Path) -> Option<Duration> {
+    let mut command = Command::new("rclone");
+    command.args(["copy", "--transfers", "32", "--checkers", "32"]);
+    command.args(["--config", "/dev/null", "--sftp-host", "127.0.0.1"]);
+    command.args(["--sftp-port", &rig.relay.port().to_string()]);
+    command.args(["--sftp-user", rig.sshd.user(), "--sftp-key-file"]);
+    command.arg(rig.sshd.key_path()).arg(from);
+    timed_or_ended(command.arg(format!(":sftp:{}", to.display())))
+}
+
+/// `sftp -b` with one `put -rp`.
+pub fn sftp(rig: &Rig, from: &Path, to: &Path) -> Option<Duration> {
+    let batch = rig.sshd.file("batch");
+    let put = format!("put -rp {} {}\n", from.display(), to.display());
+    std::fs::write(&batch, put).unwrap();
+    let mut command = Command::new("sftp");
+    command.args(options(rig)).arg("-b").arg(&batch);
+    command.args(["-P", &rig.relay.port().to_string(), &host(rig)]);
+    timed_or_ended(&mut command)
+}
+
+/// Processor time of all children that have ended so far, ssh and the like included.
+pub fn children_cpu() -> Duration {
+    cpu("/proc/self/stat", [15, 16])
+}
+
+/// Processor time of a running process.
+pub fn cpu_of(pid: u32) -> Duration {
+    cpu(&format!("/proc/{pid}/stat"), [13, 14])
+}
+
+/// The sum of two fields of proc(5)'s `stat`, counted from 0.
+fn cpu(file: &str, fields: [usize; 2]) -> Duration {
+    let text = std::fs::read_to_string(file).unwrap();
+    // Behind the name, which may hold anything: from the third field on.
+    let rest = text.rsplit_once(") ").unwrap().1;
+    let all: Vec<&str> = rest.split(' ').collect();
+    let ticks: u64 = fields
+        .iter()
+        .map(|n| all[n - 2].parse::<u64>().unwrap())
+        .sum();
+    Duration::from_millis(ticks * 10) // a tick is 10 ms on every Linux that we know
 }
 
 /// What rsync pays before its first word: an ssh that runs nothing.

@@ -10,6 +10,8 @@ pub enum Goal {
     None,
     /// At most so much, in the unit of the line.
     AtMost(f64),
+    /// At least so much.
+    AtLeast(f64),
 }
 
 struct Line {
@@ -39,6 +41,34 @@ impl Table {
             value: format!("{ratio:.2}"),
             goal: goal.show(|most| format!("{most:.2}")),
             reached: goal.reached(ratio),
+        });
+    }
+
+    /// The same beside one that may have been ended because it took too long.
+    pub fn beside(&mut self, what: String, ours: Duration, theirs: (&str, Option<Duration>)) {
+        match theirs {
+            (name, Some(time)) => self.compare(what, ours, (name, time), Goal::None),
+            (name, None) => self.add(Line {
+                what,
+                ours: show(ours),
+                theirs: format!("{name} over a minute, ended"),
+                value: String::new(),
+                goal: String::new(),
+                reached: None,
+            }),
+        }
+    }
+
+    /// A share of what would be possible.
+    pub fn share(&mut self, what: String, ours: Duration, ideal: (&str, Duration), goal: Goal) {
+        let share = ideal.1.as_secs_f64() / ours.as_secs_f64();
+        self.add(Line {
+            what,
+            ours: show(ours),
+            theirs: format!("{} {}", ideal.0, show(ideal.1)),
+            value: format!("{share:.2}"),
+            goal: goal.show(|least| format!("{least:.2}")),
+            reached: goal.reached(share),
         });
     }
 
@@ -82,6 +112,7 @@ impl Goal {
         match self {
             Goal::None => None,
             Goal::AtMost(most) => Some(value <= most),
+            Goal::AtLeast(least) => Some(value >= least),
         }
     }
 
@@ -89,6 +120,7 @@ impl Goal {
         match self {
             Goal::None => String::new(),
             Goal::AtMost(most) => format!("≤ {}", number(most)),
+            Goal::AtLeast(least) => format!("≥ {}", number(least)),
         }
     }
 }
