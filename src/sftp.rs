@@ -298,6 +298,11 @@ pub trait Remote {
     /// So many lanes would be of use. They come while it is pumped, or not at all: a server may refuse them.
     fn want_lanes(&mut self, _lanes: usize) {}
 
+    /// Whether all lanes but the first wait for the server's window, and the line could carry more.
+    fn line_has_room(&self) -> bool {
+        false
+    }
+
     /// A file of so many bytes is worth several lanes.
     fn wide_from(&self) -> u64 {
         8 << 20
@@ -340,6 +345,9 @@ impl<R: Remote> Remote for &mut R {
     }
     fn want_lanes(&mut self, lanes: usize) {
         (**self).want_lanes(lanes);
+    }
+    fn line_has_room(&self) -> bool {
+        (**self).line_has_room()
     }
     fn wide_from(&self) -> u64 {
         (**self).wide_from()

@@ -8,10 +8,14 @@
 //!   lane still has the file when its name is used again.
 //! * *A lane cannot open it* (handles, or a server that lets a file be open once only): the others carry it.
 //! * *Big files keep small ones and publishing waiting.* The first lane of the session is left to those as soon
-//!   as a big file has another one.
+//!   as a big file has another one; unless the others wait for the server's window while the line is free: then
+//!   what is on the way on it delays nobody by more than it takes to pass by.
 
 use crate::sftp::lanes::MOST_LANES;
 use crate::sftp::{Attrs, Handle, OpenMode, Remote, Request, Ticket};
+
+/// What fills the window of a lane (OpenSSH's), in bytes.
+const WINDOW: usize = 2 << 20;
 
 #[derive(Clone, Default)]
 enum Place {
@@ -81,7 +85,8 @@ impl Wide {
             Place::Unasked | Place::Opening | Place::Closed => None,
         });
         let has_others = self.lanes.iter().any(|p| matches!(p, Place::Open(_)));
-        let first = Some((self.first, None)).filter(|_| self.first > 0 || !has_others);
+        let spare = remote.line_has_room() && remote.unacknowledged_on(self.first) < WINDOW;
+        let first = Some((self.first, None)).filter(|_| self.first > 0 || !has_others || spare);
         others
             .chain(first)
             .map(|(lane, handle)| (remote.unacknowledged_on(lane), lane, handle))

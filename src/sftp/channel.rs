@@ -321,9 +321,14 @@ impl Lane {
         self.written < self.output.len()
     }
 
+    /// Whether it waited for window when it was last written to.
+    pub(super) fn is_full(&self) -> bool {
+        self.full && self.has_output()
+    }
+
     /// Whether it waited for window when it was last written to, and has some now.
     pub(super) fn may_go_on(&self) -> bool {
-        self.full && self.has_output() && self.channel.write_window().remaining > 0
+        self.is_full() && self.channel.write_window().remaining > 0
     }
 
     /// Whether bytes of this channel have come that were not read from it: other channels read the

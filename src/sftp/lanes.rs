@@ -269,6 +269,12 @@ impl Remote for Lanes {
         self.opening.want(lanes);
     }
 
+    fn line_has_room(&self) -> bool {
+        let limited = self.pace.as_ref().is_some_and(Pace::is_limited);
+        let blocked = self.lanes.iter().any(|l| l.blocked);
+        !limited && !blocked && self.lanes.iter().skip(1).all(Lane::is_full)
+    }
+
     fn round_trip(&self) -> Duration {
         self.round_trip
     }

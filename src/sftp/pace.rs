@@ -46,6 +46,11 @@ impl Pace {
         }
     }
 
+    /// Whether there is a limit now.
+    pub(super) fn is_limited(&self) -> bool {
+        self.now.is_some()
+    }
+
     /// So many bytes were sent.
     pub(super) fn sent(&mut self, bytes: usize, now: Instant) {
         let Some(rate) = self.now else { return };

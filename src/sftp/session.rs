@@ -124,6 +124,10 @@ impl Remote for SftpSession {
         self.lanes.want_lanes(lanes);
     }
 
+    fn line_has_room(&self) -> bool {
+        self.lanes.line_has_room()
+    }
+
     fn round_trip(&self) -> Duration {
         self.lanes.round_trip()
     }

@@ -297,6 +297,10 @@ impl Remote for FakeServer<'_> {
         self.queued.len()
     }
 
+    fn line_has_room(&self) -> bool {
+        true
+    }
+
     /// The tests' files are small.
     fn wide_from(&self) -> u64 {
         40_000
