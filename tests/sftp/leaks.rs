@@ -108,17 +108,19 @@ fn a_thousand_reconnects_leave_no_thread_and_no_descriptor_behind() {
     while sessions < SESSIONS || rude.served.load(Ordering::SeqCst) < CONNECTIONS {
         assert!(Instant::now() < deadline, "{sessions}, {:?}", rude.served);
         if daemon.mirror("cut")["state"] == "synced" {
+            // Counted while it is connected, as at the end. By now the mount knows all three files, and keeps a
+            // descriptor of each.
+            if sessions == 6 {
+                first = Some(fewest(&daemon));
+            }
             // With a file on its way, on several lanes as may be.
             let name = format!("f{}", sessions % 3);
             fs::write(daemon.source().join(name), vec![7; 300_000]).unwrap();
             relay.cut();
             sessions += 1;
         }
-        // By now the mount knows all three files, and keeps a descriptor of each.
-        if sessions == 6 && first.is_none() {
-            first = Some(fewest(&daemon));
-        }
     }
+    daemon.wait_for_mirror("cut", |m| m["state"] == "synced");
     let (first, last) = (first.unwrap(), fewest(&daemon));
     assert!(last.0 <= first.0 + 2, "descriptors: {first:?}, {last:?}");
     assert!(last.1 <= first.1 + 1, "threads: {first:?}, {last:?}");
