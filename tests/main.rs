@@ -13,6 +13,7 @@ mod config;
 mod cuts;
 mod excluded;
 mod markers;
+mod mirror_copies;
 mod mirror_errors;
 mod mount;
 mod order;

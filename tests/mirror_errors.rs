@@ -6,7 +6,6 @@ use super::support::daemon::{Daemon, PATIENCE};
 use super::support::relay::{Port, Relay};
 use super::support::sshd::{ORDINARY_USER, Sshd, ids_of, keygen, public_of};
 use super::support::tree::{assert_same, differences};
-use proxyfs::journal::Reader;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use std::fmt::Write;
 use std::fs::{self, Permissions};
@@ -67,16 +66,16 @@ pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 /// So long that nothing is tried again by itself while a test lasts.
-const NEVER: [(&str, &str); 2] = [("backoff_min", "1h"), ("backoff_max", "1h")];
+pub const NEVER: [(&str, &str); 2] = [("backoff_min", "1h"), ("backoff_max", "1h")];
 
-fn never_by_itself<'a>(changes: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+pub fn never_by_itself<'a>(changes: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
     [&NEVER[..], changes].concat()
 }
 
 /// Waits until a mirror is in that state with an error that has these words, and checks that an
 /// administrator finds it wherever they look.
 #[track_caller]
-fn told(daemon: &Daemon, name: &str, state: &str, words: &str) {
+pub fn told(daemon: &Daemon, name: &str, state: &str, words: &str) {
     let says = |m: &serde_json::Value| m["last_error"].as_str().is_some_and(|e| e.contains(words));
     let mirror = daemon.wait_for_mirror(name, |m| m["state"] == state && says(m));
     let error = mirror["last_error"].as_str().unwrap();
@@ -99,7 +98,7 @@ fn told(daemon: &Daemon, name: &str, state: &str, words: &str) {
 
 /// The mount works at once, and the mirror `good` gets everything.
 #[track_caller]
-fn nobody_else_is_disturbed(daemon: &Daemon, sshd: &Sshd) {
+pub fn nobody_else_is_disturbed(daemon: &Daemon, sshd: &Sshd) {
     let www = daemon.source();
     fs::create_dir_all(www.join("dir")).unwrap();
     fs::write(www.join("dir/file"), "made while a mirror was in trouble").unwrap();
@@ -112,7 +111,7 @@ fn nobody_else_is_disturbed(daemon: &Daemon, sshd: &Sshd) {
 
 /// `wait` on a mirror that a person has to see to fails at once, with the reason.
 #[track_caller]
-fn waiting_is_vain(daemon: &Daemon, name: &str, words: &str) {
+pub fn waiting_is_vain(daemon: &Daemon, name: &str, words: &str) {
     let waited = daemon.run(&["wait", name, "--timeout", "60"]);
     let said = String::from_utf8(waited.stderr).unwrap();
     assert_eq!(waited.status.code(), Some(1), "{said}");
@@ -138,7 +137,7 @@ pub fn everything_arrives(daemon: &Daemon, sshd: &Sshd, names: &[&str]) {
     }
 }
 
-fn resume(daemon: &Daemon, names: &[&str]) {
+pub fn resume(daemon: &Daemon, names: &[&str]) {
     for name in names {
         assert_eq!(daemon.ok(&["resume", name]), "");
     }
@@ -544,164 +543,6 @@ fn a_disk_that_is_full_from_the_beginning_is_not_called_one_without_rights() {
     disk.resize("nr_inodes=1000");
     resume(&daemon, &["full"]);
     everything_arrives(&daemon, &sshd, &["full"]);
-    daemon.stop();
-}
-
-/// Makes the mirror a copy of the source, as README tells.
-fn rsync(www: &Path, mirror: &Path) {
-    let done = std::process::Command::new("rsync")
-        .args(["-aH", "--delete", "--exclude=/.proxyfs"])
-        .args([
-            format!("{}/", www.display()),
-            format!("{}/", mirror.display()),
-        ])
-        .output()
-        .unwrap();
-    assert!(done.status.success(), "{done:?}");
-}
-
-#[test]
-fn a_source_that_held_files_is_not_taken_for_copied_to_an_empty_directory() {
-    let sshd = Sshd::start();
-    let mut daemon = Daemon::new();
-    let www = daemon.source();
-    for dir in ["old", "emptied", "replaced"] {
-        fs::create_dir(www.join(dir)).unwrap();
-    }
-    for file in ["old/file", "old/other", "turned", "emptied/last"] {
-        fs::write(www.join(file), "from before").unwrap();
-    }
-    add(&mut daemon, "m", &sshd, &NEVER);
-    daemon.start();
-    told(
-        &daemon,
-        "m",
-        "needs-sync",
-        "is empty: copy the source there (rsync -a), then run `proxyfs resume`",
-    );
-    // What happens until the copy is made is in the copy and in the log.
-    fs::hard_link(www.join("old/file"), www.join("old/link")).unwrap();
-    fs::rename(www.join("old/other"), www.join("old/renamed")).unwrap();
-    fs::remove_file(www.join("turned")).unwrap();
-    fs::create_dir(www.join("turned")).unwrap();
-    fs::write(www.join("turned/file"), "a directory by now").unwrap();
-    fs::remove_file(www.join("emptied/last")).unwrap();
-    fs::remove_dir(www.join("emptied")).unwrap();
-    fs::create_dir(www.join("emptied")).unwrap();
-    fs::write(www.join("emptied/new"), "filled again").unwrap();
-    fs::remove_dir(www.join("replaced")).unwrap();
-    symlink("old/file", www.join("replaced")).unwrap();
-    symlink("nowhere", www.join("link")).unwrap();
-    waiting_is_vain(&daemon, "m", "copy the source there");
-    assert_eq!(fs::read_dir(base(&sshd, "m")).unwrap().count(), 0);
-
-    rsync(&www, &base(&sshd, "m"));
-    resume(&daemon, &["m"]);
-    everything_arrives(&daemon, &sshd, &["m"]);
-    fs::write(www.join("old/file"), "and it goes on").unwrap();
-    everything_arrives(&daemon, &sshd, &["m"]);
-    daemon.stop();
-}
-
-#[test]
-fn resuming_a_mirror_is_no_word_for_a_copy_that_nobody_made() {
-    let sshd = Sshd::start();
-    let key = sshd.file("late_key").display().to_string();
-    let mut daemon = Daemon::new();
-    let www = daemon.source();
-    fs::write(www.join("old"), "from before").unwrap();
-    add(&mut daemon, "m", &sshd, &never_by_itself(&[("key", &key)]));
-    daemon.start();
-    told(&daemon, "m", "stopped", "does not exist");
-    // It says nothing of the key that was put right whether the mirror has what it must have.
-    fs::copy(sshd.key_path(), &key).unwrap();
-    resume(&daemon, &["m"]);
-    waiting_is_vain(&daemon, "m", "copy the source there");
-    told(&daemon, "m", "needs-sync", "is empty");
-    // Nor does it where there is no copy yet.
-    resume(&daemon, &["m"]);
-    waiting_is_vain(&daemon, "m", "copy the source there");
-    told(&daemon, "m", "needs-sync", "is empty");
-    rsync(&www, &base(&sshd, "m"));
-    resume(&daemon, &["m"]);
-    everything_arrives(&daemon, &sshd, &["m"]);
-    daemon.stop();
-}
-
-#[test]
-fn a_mirror_that_comes_back_after_its_changes_left_the_log_needs_a_sync() {
-    let sshd = Sshd::start();
-    let mut daemon = Daemon::new();
-    add(&mut daemon, "good", &sshd, &[]);
-    let without = daemon.ini_mut().clone();
-    add(&mut daemon, "m", &sshd, &NEVER);
-    let with = daemon.ini_mut().clone();
-    daemon.start();
-    let www = daemon.source();
-    fs::write(www.join("file"), "first").unwrap();
-    daemon.wait();
-
-    *daemon.ini_mut() = without;
-    daemon.write_ini();
-    assert_eq!(daemon.ok(&["reload"]), "mirror m removed\n");
-    for n in 0..5 {
-        fs::write(www.join("file"), n.to_string()).unwrap();
-    }
-    let lacks = || {
-        Reader::open(&daemon.file("state"))
-            .unwrap()
-            .mirror("m")
-            .unwrap()
-            .lacks
-    };
-    wait_until("the log is tidied up", || lacks() > 0);
-    *daemon.ini_mut() = with;
-    daemon.write_ini();
-    assert_eq!(daemon.ok(&["reload"]), "mirror m added\n");
-    told(
-        &daemon,
-        "m",
-        "needs-sync",
-        "changes that this mirror lacks are not in the log any more",
-    );
-    waiting_is_vain(&daemon, "m", "rsync -a --delete");
-    assert_eq!(
-        fs::read_to_string(base(&sshd, "m").join("file")).unwrap(),
-        "first"
-    );
-    nobody_else_is_disturbed(&daemon, &sshd);
-    rsync(&www, &base(&sshd, "m"));
-    resume(&daemon, &["m"]);
-    fs::write(www.join("file"), "last").unwrap();
-    everything_arrives(&daemon, &sshd, &["good", "m"]);
-    daemon.stop();
-}
-
-#[test]
-fn a_mirror_that_comes_back_before_its_changes_left_the_log_gets_them() {
-    let sshd = Sshd::start();
-    let mut daemon = Daemon::new();
-    add(&mut daemon, "slow", &sshd, &[]);
-    let without = daemon.ini_mut().clone();
-    add(&mut daemon, "m", &sshd, &NEVER);
-    let with = daemon.ini_mut().clone();
-    daemon.start();
-    daemon.wait();
-    // Another mirror lacks them too, so they stay in the log.
-    daemon.ok(&["pause", "slow"]);
-    daemon.wait_for_mirror("slow", |m| m["state"] == "paused");
-    *daemon.ini_mut() = without;
-    daemon.write_ini();
-    daemon.ok(&["reload"]);
-    for n in 0..5 {
-        fs::write(daemon.source().join("file"), n.to_string()).unwrap();
-    }
-    *daemon.ini_mut() = with;
-    daemon.write_ini();
-    daemon.ok(&["reload"]);
-    daemon.ok(&["wait", "m", "--timeout", "60"]);
-    resume(&daemon, &["slow"]);
-    everything_arrives(&daemon, &sshd, &["slow", "m"]);
     daemon.stop();
 }
 
