@@ -37,6 +37,8 @@ fn a_refused_change_is_parked_and_everything_else_goes_on() {
     let (sshd, mut daemon) = with_a_locked_directory("1h");
     let (www, mirror) = (daemon.source(), base(&sshd, "m"));
     fs::write(www.join("locked/new"), "refused").unwrap();
+    // Else it might find out that there is nothing to be done there any more.
+    daemon.wait_for_mirror("m", |m| m["parked_ops"] == 1);
     fs::rename(www.join("locked/new"), www.join("moved")).unwrap();
     fs::write(www.join("moved"), "and written again").unwrap();
     fs::write(www.join("free"), "has nothing to do with it").unwrap();
