@@ -217,8 +217,13 @@ fn proftpd() {
             .unwrap();
         fs::write(dir.join("authorized"), public.stdout).unwrap();
         let modules = "/usr/lib/proftpd";
+        // Built in in Debian 12.
+        let transfers = match Path::new(modules).join("mod_xfer.so").exists() {
+            true => "LoadModule mod_xfer.c\n",
+            false => "",
+        };
         let config = format!(
-            "ModulePath {modules}\nLoadModule mod_sftp.c\nServerType standalone\nPort {port}\n\
+            "ModulePath {modules}\n{transfers}LoadModule mod_sftp.c\nServerType standalone\nPort {port}\n\
              DefaultAddress 127.0.0.1\nSocketBindTight on\nUseIPv6 off\nUser root\nGroup root\n\
              RootLogin on\nUseFtpUsers off\nRequireValidShell off\nPidFile {at}/pid\nScoreboardFile {at}/scores\n\
              SystemLog {at}/system\nWtmpLog off\nTransferLog none\nAuthOrder mod_auth_unix.c\nUmask 000\n\
