@@ -18,7 +18,8 @@ build:
 	$(CARGO) build --release --locked
 
 # The tests mount file systems and start SSH servers of their own: they need root and /dev/fuse.
-test: deps
+test:
+	packaging/install-build-deps test
 	$(CARGO) test --locked
 
 lint: deps
@@ -45,7 +46,7 @@ install: build
 	install -D -m 644 proxyfs.ini.example $(DESTDIR)$(SYSCONFDIR)/proxyfs/proxyfs.ini.example
 	install -d -m 755 $(DESTDIR)$(SYSCONFDIR)/proxyfs/mirrors.d
 
-# The Debian packages for building and testing, where they are missing.
+# The Debian packages for building and for the demo, where they are missing.
 deps:
 	packaging/install-build-deps
 
