@@ -146,7 +146,6 @@ if [ -n "${PROXYFS:-}" ]; then
     proxyfs=$(realpath "$PROXYFS")
     note "Taking $proxyfs as it is."
 else
-    packaging/install-build-deps
     run cargo build --release --locked
     proxyfs=$(realpath "${CARGO_TARGET_DIR:-target}/release/proxyfs")
 fi
