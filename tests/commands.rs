@@ -6,8 +6,9 @@ mod asked;
 mod life;
 mod reloads;
 
-use super::mirror_errors::{add, base, everything_arrives, known_anywhere, wait_until};
+use super::mirror_errors::{add, base, everything_arrives, known_anywhere};
 use super::support::daemon::{Daemon, PATIENCE};
+use super::support::mounts::wait_until;
 use super::support::relay::Relay;
 use super::support::sshd::{ORDINARY_USER, Sshd, die_with_us, ids_of};
 use super::support::tree::{assert_same, differences};

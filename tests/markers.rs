@@ -2,8 +2,9 @@
 //! mounted, older than it was, another source's.
 #![allow(clippy::unwrap_used)]
 
-use super::mirror_errors::{add, base, everything_arrives, wait_until};
+use super::mirror_errors::{add, base, everything_arrives};
 use super::support::daemon::Daemon;
+use super::support::mounts::wait_until;
 use super::support::sshd::Sshd;
 use super::support::tree::assert_same;
 use std::fs;

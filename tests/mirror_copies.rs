@@ -4,9 +4,10 @@
 
 use super::mirror_errors::{
     NEVER, add, base, everything_arrives, never_by_itself, nobody_else_is_disturbed, resume, told,
-    wait_until, waiting_is_vain,
+    waiting_is_vain,
 };
 use super::support::daemon::Daemon;
+use super::support::mounts::wait_until;
 use super::support::sshd::Sshd;
 use proxyfs::journal::Reader;
 use std::fs;

@@ -5,7 +5,8 @@
 mod directory;
 mod reaching;
 
-use super::support::daemon::{Daemon, PATIENCE};
+use super::support::daemon::Daemon;
+use super::support::mounts::wait_until;
 use super::support::relay::{Port, Relay};
 use super::support::sshd::{ORDINARY_USER, Sshd, ids_of, keygen, public_of};
 use super::support::tree::{assert_same, differences};
@@ -57,15 +58,6 @@ pub fn known_anywhere(sshd: &Sshd) -> String {
     let path = sshd.file("known_anywhere");
     fs::write(&path, format!("* {}", line.split_once(' ').unwrap().1)).unwrap();
     path.display().to_string()
-}
-
-#[track_caller]
-pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !done() {
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// So long that nothing is tried again by itself while a test lasts.

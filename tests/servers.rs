@@ -1,8 +1,8 @@
 //! Servers of other kinds: each gets a tree with every kind of change, or tells what it lacks.
 #![allow(clippy::unwrap_used)]
 
-use super::mirror_errors::wait_until;
 use super::support::daemon::Daemon;
+use super::support::mounts::wait_until;
 use super::support::relay::Port;
 use super::support::sshd::{Sshd, die_with_us, ids_of, keygen, public_of};
 use super::support::tree::differences;

@@ -1,13 +1,14 @@
 //! Big files on several lanes of one session, on real servers a long way off.
 #![allow(clippy::unwrap_used)]
 
-use super::support::daemon::{Daemon, PATIENCE};
+use super::support::daemon::Daemon;
+use super::support::mounts::wait_until;
 use super::support::relay::Relay;
 use super::support::sshd::Sshd;
 use super::support::tree::assert_same;
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const MIB: usize = 1 << 20;
 
@@ -30,14 +31,6 @@ fn services(sshd: &Sshd) -> usize {
     sshd.log().matches("Starting session: subsystem").count()
 }
 
-fn wait_for(what: impl Fn() -> bool, why: &str) {
-    let deadline = Instant::now() + PATIENCE;
-    while !what() {
-        assert!(Instant::now() < deadline, "waited in vain: {why}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
 #[test]
 fn a_big_file_travels_on_four_lanes_and_is_whole_when_it_is_seen() {
     let sshd = Sshd::start();
@@ -50,7 +43,7 @@ fn a_big_file_travels_on_four_lanes_and_is_whole_when_it_is_seen() {
     let bytes = film(1, 40 * MIB + 12_345);
     fs::write(daemon.source().join("film"), &bytes).unwrap();
     let there = sshd.base().join("film");
-    wait_for(|| there.exists(), "the film");
+    wait_until("the film", || there.exists());
     assert!(fs::read(&there).unwrap() == bytes, "it was seen half");
     daemon.wait();
     assert_eq!(services(&sshd), 4);
@@ -85,10 +78,9 @@ fn a_big_file_that_is_cut_off_again_and_again_arrives_whole() {
     for _ in 0..3 {
         let before = relay.bytes_up();
         let there = sshd.base().join("film");
-        wait_for(
-            || relay.bytes_up() > before + 6 * MIB as u64 || there.exists(),
-            "bytes",
-        );
+        wait_until("bytes", || {
+            relay.bytes_up() > before + 6 * MIB as u64 || there.exists()
+        });
         relay.cut();
     }
     daemon.wait();
@@ -118,7 +110,7 @@ fn several_big_files_share_the_line_and_a_small_one_does_not_wait_for_it() {
     relay.set_rate(8 * MIB as u64);
     relay.resume();
     let (base, half) = (sshd.base(), 12 * MIB as u64);
-    wait_for(|| length(&base, 1, "one") > half, "half of the first");
+    wait_until("half of the first", || length(&base, 1, "one") > half);
     let (one, two) = (length(&base, 1, "one"), length(&base, 2, "two"));
     assert!(two > one / 4, "{one} and {two}: they do not share");
     // The small one is ready long before they are; that it is seen behind them is the order.
