@@ -399,6 +399,67 @@ pub enum Change {
         /// Access and modification time.
         times: Option<Times>,
     },
+    /// Something is to be made like the source, whatever it is there and whatever happened to it here: what the
+    /// log has not seen, or a mirror may have lost.
+    Repair {
+        /// What; the root too.
+        path: RelPath,
+        /// How much of it.
+        scope: Scope,
+    },
+}
+
+/// How far below its path a repair goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Depth {
+    /// The entry alone. (A directory that the mirror has not at all comes with all that is in it.)
+    Entry,
+    /// And of a directory, which names are in it: one that the mirror has not comes with all below.
+    Names,
+    /// And all that is below.
+    Tree,
+}
+
+/// How much a [`Change::Repair`] is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scope {
+    /// How far below its path.
+    pub depth: Depth,
+    /// Names below that only the mirror has are removed; else they are kept, and reported. (What stands at the
+    /// path itself is never kept, if the source has nothing there.)
+    pub delete: bool,
+    /// The same size and time are no proof that the bytes are the same: the mirror or this machine may have lost some.
+    pub bytes: bool,
+}
+
+impl Scope {
+    /// The entry alone.
+    pub const ENTRY: Scope = Scope {
+        depth: Depth::Entry,
+        delete: true,
+        bytes: false,
+    };
+    /// The entry, and which names are in it.
+    pub const NAMES: Scope = Scope {
+        depth: Depth::Names,
+        delete: true,
+        bytes: false,
+    };
+    /// All at the path and below.
+    pub const TREE: Scope = Scope {
+        depth: Depth::Tree,
+        delete: true,
+        bytes: false,
+    };
+
+    /// What does all that either of the two does.
+    pub fn and(self, other: Scope) -> Scope {
+        Scope {
+            depth: self.depth.max(other.depth),
+            delete: self.delete || other.delete,
+            bytes: self.bytes || other.bytes,
+        }
+    }
 }
 
 impl Change {
@@ -410,7 +471,8 @@ impl Change {
             | Change::Unlink { path }
             | Change::Symlink { path, .. }
             | Change::Content { path, .. }
-            | Change::Attr { path, .. } => path,
+            | Change::Attr { path, .. }
+            | Change::Repair { path, .. } => path,
             Change::Link { from, .. } | Change::Rename { from, .. } => from,
             Change::Exchange { a, .. } => a,
         }
@@ -427,7 +489,8 @@ impl Change {
             | Change::Unlink { .. }
             | Change::Symlink { .. }
             | Change::Content { .. }
-            | Change::Attr { .. } => None,
+            | Change::Attr { .. }
+            | Change::Repair { .. } => None,
         }
     }
 
@@ -446,7 +509,8 @@ impl Change {
             | Change::Unlink { .. }
             | Change::Symlink { .. }
             | Change::Content { .. }
-            | Change::Attr { .. } => false,
+            | Change::Attr { .. }
+            | Change::Repair { .. } => false,
         }
     }
 
@@ -469,7 +533,8 @@ impl Change {
             | Change::Link { .. }
             | Change::Rename { .. }
             | Change::Exchange { .. }
-            | Change::Attr { .. } => 0,
+            | Change::Attr { .. }
+            | Change::Repair { .. } => 0,
         }
     }
 
@@ -485,6 +550,7 @@ impl Change {
             Change::Exchange { .. } => "exchange",
             Change::Content { .. } => "content",
             Change::Attr { .. } => "attr",
+            Change::Repair { .. } => "repair",
         }
     }
 }
@@ -502,7 +568,8 @@ impl fmt::Display for Change {
             | Change::Unlink { path }
             | Change::Symlink { path, .. }
             | Change::Content { path, .. }
-            | Change::Attr { path, .. } => write!(f, "{} {path}", self.verb()),
+            | Change::Attr { path, .. }
+            | Change::Repair { path, .. } => write!(f, "{} {path}", self.verb()),
         }
     }
 }

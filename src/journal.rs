@@ -43,7 +43,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The schema this program writes. A journal with a higher number is refused.
-pub const SCHEMA_VERSION: i64 = 2;
+pub const SCHEMA_VERSION: i64 = 3;
 
 /// The key of [`Journal::meta`] under which the source's id is.
 pub const SOURCE_ID: &str = "source_id";
@@ -606,14 +606,21 @@ fn migrate(db: &mut Connection, file: &Path) -> Result<(), JournalError> {
             found,
         });
     }
-    let steps = match found {
-        0 => include_str!("journal/schema.sql"),
-        1 => include_str!("journal/to-2.sql"),
+    let (to_2, to_3) = (
+        include_str!("journal/to-2.sql"),
+        include_str!("journal/to-3.sql"),
+    );
+    let steps: &[&str] = match found {
+        0 => &[include_str!("journal/schema.sql")],
+        1 => &[to_2, to_3],
+        2 => &[to_3],
         _ => return Ok(()),
     };
     let mut migrate = || -> rusqlite::Result<()> {
         let all = db.transaction()?;
-        all.execute_batch(steps)?;
+        for step in steps {
+            all.execute_batch(step)?;
+        }
         all.pragma_update(None, "user_version", SCHEMA_VERSION)?;
         all.commit()
     };

@@ -5,7 +5,7 @@
 //! be read is an error that names the row, never a change that was left out.
 
 use crate::change::{
-    ByteRanges, Change, Extent, NodeId, Owner, PathError, RelPath, Times, Timestamp,
+    ByteRanges, Change, Depth, Extent, NodeId, Owner, PathError, RelPath, Scope, Times, Timestamp,
 };
 use std::fmt;
 
@@ -18,7 +18,7 @@ const RENAME: i64 = 6;
 const EXCHANGE: i64 = 7;
 const CONTENT: i64 = 8;
 const ATTR: i64 = 9;
-// 10 is kept for repairs.
+const REPAIR: i64 = 10;
 
 /// The columns `kind`, `path`, `path2`, `node` and `body` of one row.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,6 +144,41 @@ const ATTR_TIMES: u8 = 8;
 const CONTENT_WHOLE: u8 = 1;
 const CONTENT_LINKED: u8 = 2;
 
+// Of a Repair, and in the table `repair`: how deep, and two bits.
+const SCOPE_ENTRY: u8 = 0;
+const SCOPE_NAMES: u8 = 1;
+const SCOPE_TREE: u8 = 2;
+const SCOPE_DEPTH: u8 = 3;
+const SCOPE_DELETE: u8 = 4;
+const SCOPE_BYTES: u8 = 8;
+
+/// A scope as one number.
+pub(super) fn scope_number(scope: Scope) -> u8 {
+    let depth = match scope.depth {
+        Depth::Entry => SCOPE_ENTRY,
+        Depth::Names => SCOPE_NAMES,
+        Depth::Tree => SCOPE_TREE,
+    };
+    let bit = |on, bit| if on { bit } else { 0 };
+    depth | bit(scope.delete, SCOPE_DELETE) | bit(scope.bytes, SCOPE_BYTES)
+}
+
+/// The scope that a number stands for; none: no scope has it.
+pub(super) fn scope_of(number: u8) -> Option<Scope> {
+    let depth = match number & SCOPE_DEPTH {
+        SCOPE_ENTRY => Depth::Entry,
+        SCOPE_NAMES => Depth::Names,
+        SCOPE_TREE => Depth::Tree,
+        _ => return None,
+    };
+    let known = SCOPE_DEPTH | SCOPE_DELETE | SCOPE_BYTES;
+    (number & !known == 0).then_some(Scope {
+        depth,
+        delete: number & SCOPE_DELETE != 0,
+        bytes: number & SCOPE_BYTES != 0,
+    })
+}
+
 pub(super) fn encode(change: &Change) -> Columns {
     let (kind, body) = match change {
         Change::Mkdir { mode, owner, .. } => (MKDIR, Body::default().u32(*mode).owner(owner)),
@@ -203,6 +238,7 @@ pub(super) fn encode(change: &Change) -> Columns {
             }
             (ATTR, body)
         }
+        Change::Repair { scope, .. } => (REPAIR, Body::default().u8(scope_number(*scope))),
     };
     let node = match change {
         Change::Content { node, .. } => Some(node.0.to_vec()),
@@ -213,7 +249,8 @@ pub(super) fn encode(change: &Change) -> Columns {
         | Change::Link { .. }
         | Change::Rename { .. }
         | Change::Exchange { .. }
-        | Change::Attr { .. } => None,
+        | Change::Attr { .. }
+        | Change::Repair { .. } => None,
     };
     Columns {
         kind,
@@ -304,6 +341,10 @@ pub(super) fn decode(columns: &Columns) -> Result<Change, DecodeError> {
                 times,
             }
         }
+        REPAIR => Change::Repair {
+            path,
+            scope: scope_of(body.u8()?).ok_or(DecodeError::Body)?,
+        },
         other => return Err(DecodeError::Kind(other)),
     };
     body.end()?;
@@ -393,6 +434,17 @@ pub(super) mod tests {
                     owner,
                     times
                 }),
+            (any_path(), 0u8..3, any::<bool>(), any::<bool>()).prop_map(
+                |(path, depth, delete, bytes)| {
+                    let depth = [Depth::Entry, Depth::Names, Depth::Tree][depth as usize];
+                    let scope = Scope {
+                        depth,
+                        delete,
+                        bytes,
+                    };
+                    Change::Repair { path, scope }
+                }
+            ),
         ]
     }
 

@@ -1,4 +1,4 @@
--- The journal, schema 2 (PRAGMA user_version). See journal.rs for what each rule means.
+-- The journal, schema 3 (PRAGMA user_version). See journal.rs for what each rule means.
 
 -- The log. seq counts up by one without a gap; the newest row is never removed, so that the count
 -- survives a restart.

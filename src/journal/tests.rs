@@ -379,6 +379,25 @@ fn the_journal_of_schema_1_opens() {
 }
 
 #[test]
+fn the_journal_of_schema_2_opens() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = Connection::open(dir.path().join(FILE_NAME)).unwrap();
+    db.execute_batch(include_str!("../../tests/fixtures/journal-2.sql"))
+        .unwrap();
+    drop(db);
+    let reader = Reader::open(dir.path()).unwrap();
+    assert_eq!(reader.backlog("m").unwrap().ops, 9);
+    drop(reader);
+    let journal = Journal::open(dir.path()).unwrap();
+    let reader = journal.reader().unwrap();
+    let parked = reader.parked("m", 9).unwrap();
+    assert_eq!(parked[0].row.change.to_string(), "unlink d/p");
+    let mends = reader.repairs("m").unwrap();
+    assert_eq!(mends[0].path.to_string(), "d");
+    assert_eq!(journal.marker("m").unwrap(), (Some(1), Some(2)));
+}
+
+#[test]
 fn what_is_parked_is_kept_whole_and_pending_until_it_is_done() {
     let (_dir, journal) = fresh();
     journal.add_mirror("m", true).unwrap();

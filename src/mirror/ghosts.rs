@@ -58,7 +58,8 @@ impl Ghosts {
             | Change::Link { .. }
             | Change::Rename { .. }
             | Change::Content { .. }
-            | Change::Attr { .. } => Some(change.clone()),
+            | Change::Attr { .. }
+            | Change::Repair { .. } => Some(change.clone()),
         }
     }
 
@@ -87,7 +88,9 @@ impl Ghosts {
                 self.put(from_a, a, b);
                 self.put(from_b, b, a);
             }
-            Change::Attr { .. } => {}
+            // Ghosts at its path stay: they are names that the mirror lacks at most, and a name that is repaired
+            // is not moved by a row before it is healed.
+            Change::Attr { .. } | Change::Repair { .. } => {}
         }
     }
 

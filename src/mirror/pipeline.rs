@@ -268,7 +268,8 @@ impl Job {
             | Change::Link { .. }
             | Change::Rename { .. }
             | Change::Exchange { .. }
-            | Change::Attr { .. } => None,
+            | Change::Attr { .. }
+            | Change::Repair { .. } => None,
         }
     }
 }

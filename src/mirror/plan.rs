@@ -152,7 +152,8 @@ pub fn staging(change: &Change) -> Staging {
         | Change::Link { .. }
         | Change::Rename { .. }
         | Change::Exchange { .. }
-        | Change::Attr { .. } => Staging::None,
+        | Change::Attr { .. }
+        | Change::Repair { .. } => Staging::None,
     }
 }
 
@@ -224,6 +225,8 @@ pub fn publish(change: &Change, seq: Seq, place: &Place, rules: Rules) -> Publis
                 *symlink,
             )
         }
+        // Nothing: what it is about becomes a scar when its turn comes.
+        Change::Repair { .. } => Vec::new(),
     };
     Publish::Requests(requests)
 }
@@ -345,7 +348,8 @@ pub fn judge(
             | Change::Link { .. }
             | Change::Exchange { .. }
             | Change::Content { .. }
-            | Change::Attr { .. } => Verdict::Done,
+            | Change::Attr { .. }
+            | Change::Repair { .. } => Verdict::Done,
         };
     };
     let missing = why.code == code::NO_SUCH_FILE;
@@ -355,7 +359,7 @@ pub fn judge(
             Change::Unlink { .. } | Change::Rmdir { .. } | Change::Attr { .. } if missing => {
                 Verdict::Done
             }
-            Change::Attr { .. } => Verdict::Failed(why.clone()),
+            Change::Attr { .. } | Change::Repair { .. } => Verdict::Failed(why.clone()),
             _ if why.code == code::PERMISSION_DENIED => Verdict::Failed(why.clone()),
             Change::Mkdir { .. }
             | Change::Rmdir { .. }
@@ -400,6 +404,7 @@ pub fn judge(
         // `from` is gone: it was moved, and the reply was lost (J4), or it was never there, as above.
         Change::Rename { .. } | Change::Exchange { .. } => uncertain && here.is_none(),
         Change::Attr { .. } => here.is_none(),
+        Change::Repair { .. } => false,
     };
     if done {
         Verdict::Done

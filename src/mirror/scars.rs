@@ -16,7 +16,7 @@
 
 use super::held::MOST;
 use super::related::PathIndex;
-use crate::change::{Change, RelPath, Seq};
+use crate::change::{Change, Depth, RelPath, Seq};
 use crate::journal::{Mend, now_ms};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -121,6 +121,10 @@ impl Scars {
     /// Whether a row has to do with a scar, and so is not to be replayed. If it has, its paths are scars, or
     /// covered by a repair.
     pub fn take_up(&mut self, change: &Change, seq: Seq) -> bool {
+        if let Change::Repair { path, scope } = change {
+            self.add(path, scope.depth > Depth::Entry, seq);
+            return true;
+        }
         if self.all.is_empty() {
             return false;
         }
@@ -184,7 +188,8 @@ impl Scars {
             | Change::Symlink { .. }
             | Change::Link { .. }
             | Change::Content { .. }
-            | Change::Attr { .. } => {}
+            | Change::Attr { .. }
+            | Change::Repair { .. } => {}
         }
     }
 
@@ -334,6 +339,15 @@ mod tests {
         assert!(scars.take_up(&rename("d/x", "y"), 6) && scars.take_up(&unlink("y"), 7));
         assert_eq!(paths(&scars), ["d", "d/x", "y"]);
         assert_eq!(scars.since(), Some(5));
+    }
+
+    #[test]
+    fn a_repair_that_is_recorded_makes_its_path_one() {
+        let mut scars = Scars::new(Vec::new(), Duration::from_secs(1), false);
+        let (path, scope) = (path("d"), crate::change::Scope::TREE);
+        assert!(scars.take_up(&Change::Repair { path, scope }, 5));
+        assert!(scars.take_up(&unlink("d/x"), 6));
+        assert_eq!(paths(&scars), ["d", "d/x"]);
     }
 
     #[test]

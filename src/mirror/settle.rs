@@ -105,6 +105,8 @@ impl Settle {
             | Change::Symlink { path, .. }
             | Change::Content { path, .. }
             | Change::Link { path, .. } => self.touch_parent(path),
+            // What it changes is noted when it is made.
+            Change::Repair { .. } => {}
             // What a look saw of it may be older.
             Change::Attr { path, .. } => {
                 if self.touched.contains_key(path) {

@@ -70,6 +70,7 @@ impl Replica<'_> {
                 }
                 target.set_len(*size)
             }
+            Change::Repair { path, .. } => panic!("the mount asks for no repair: {path}"),
             Change::Attr { path, mode, .. } => {
                 if let Some(mode) = mode {
                     chmod(self.at(path), *mode);

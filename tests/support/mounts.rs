@@ -102,7 +102,8 @@ pub fn show(change: &Change) -> String {
         | Change::Unlink { .. }
         | Change::Link { .. }
         | Change::Rename { .. }
-        | Change::Exchange { .. } => change.to_string(),
+        | Change::Exchange { .. }
+        | Change::Repair { .. } => change.to_string(),
     }
 }
 

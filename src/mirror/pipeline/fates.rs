@@ -63,7 +63,8 @@ fn node_of(change: &Change) -> Option<&NodeId> {
         | Change::Link { .. }
         | Change::Rename { .. }
         | Change::Exchange { .. }
-        | Change::Attr { .. } => None,
+        | Change::Attr { .. }
+        | Change::Repair { .. } => None,
     }
 }
 
@@ -170,7 +171,8 @@ impl<R: Remote> Pipeline<'_, R> {
                 | Change::Rmdir { .. }
                 | Change::Symlink { .. }
                 | Change::Link { .. }
-                | Change::Exchange { .. } => return false,
+                | Change::Exchange { .. }
+                | Change::Repair { .. } => return false,
             }
             after = next;
         }

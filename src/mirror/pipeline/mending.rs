@@ -71,7 +71,10 @@ impl<R: Remote> Pipeline<'_, R> {
             | Change::Symlink { .. }
             | Change::Link { .. }
             | Change::Content { .. } => false,
-            Change::Rename { .. } | Change::Exchange { .. } | Change::Attr { .. } => {
+            Change::Rename { .. }
+            | Change::Exchange { .. }
+            | Change::Attr { .. }
+            | Change::Repair { .. } => {
                 return Ok(false);
             }
         };

@@ -183,7 +183,8 @@ impl<R: Remote> Pipeline<'_, R> {
             | Change::Rmdir { .. }
             | Change::Unlink { .. }
             | Change::Content { .. }
-            | Change::Attr { .. } => {
+            | Change::Attr { .. }
+            | Change::Repair { .. } => {
                 !self.pivots.is_empty() && change.paths().any(|p| self.pivots.touches(p))
             }
         }

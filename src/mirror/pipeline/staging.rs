@@ -209,7 +209,8 @@ impl<R: Remote> Pipeline<'_, R> {
             | Change::Link { .. }
             | Change::Rename { .. }
             | Change::Exchange { .. }
-            | Change::Attr { .. } => Ok(()),
+            | Change::Attr { .. }
+            | Change::Repair { .. } => Ok(()),
         }
     }
 

@@ -1,0 +1,1 @@
+-- From schema 2 to schema 3. What is new is told in schema.sql.
