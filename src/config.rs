@@ -78,6 +78,8 @@ pub struct MirrorConfig {
     pub passphrase_file: Option<PathBuf>,
     /// Where to look for its host key; files that do not exist are skipped.
     pub known_hosts: Vec<PathBuf>,
+    /// How it is made like the source when the journal does not know it yet.
+    pub first_sync: FirstSync,
     /// Whether numeric owner and group are carried over.
     pub preserve_owner: bool,
     /// How fast it may be sent to.
@@ -101,6 +103,18 @@ pub enum Login {
     UsualKeys(Vec<PathBuf>),
     /// With the keys of ssh-agent.
     Agent,
+}
+
+/// What is done first with a mirror that is new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FirstSync {
+    /// Its directory is made like the source; what only the mirror has is kept and told.
+    #[default]
+    Keep,
+    /// Its directory is made like the source; what only the mirror has is deleted.
+    Delete,
+    /// It holds a copy that was made by other means: it gets what changes from here on.
+    None,
 }
 
 /// What the command line says instead of the file (`run SOURCE MOUNT_POINT`). Relative paths are
@@ -159,6 +173,7 @@ impl MirrorConfig {
             login: settings::usual_login(),
             passphrase_file: None,
             known_hosts: Vec::new(),
+            first_sync: FirstSync::default(),
             preserve_owner: false,
             bandwidth_limit: Bandwidth::default(),
             connect_timeout: Duration::ZERO,

@@ -476,6 +476,7 @@ mod tests {
             login: Login::Agent,
             passphrase_file: None,
             known_hosts: Vec::new(),
+            first_sync: crate::config::FirstSync::default(),
             preserve_owner: false,
             bandwidth_limit: Bandwidth::default(),
             connect_timeout: Duration::from_secs(15),

@@ -1,7 +1,7 @@
 //! Configuration files as an administrator writes them, and what is said about each mistake.
 #![allow(clippy::unwrap_used)]
 
-use proxyfs::config::{self, Absent, Config, Login, Overrides, SETTINGS};
+use proxyfs::config::{self, Absent, Config, FirstSync, Login, Overrides, SETTINGS};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -75,6 +75,7 @@ fn a_small_file_is_enough_and_the_rest_has_defaults() {
     assert_eq!(mirror.passphrase_file, None);
     assert!(mirror.known_hosts[0].ends_with(".ssh/known_hosts"));
     assert_eq!(mirror.known_hosts[1], Path::new("/etc/ssh/ssh_known_hosts"));
+    assert_eq!(mirror.first_sync, FirstSync::Keep);
     assert!(!mirror.preserve_owner);
     assert_eq!(mirror.connect_timeout, Duration::from_secs(15));
     assert_eq!(mirror.io_timeout, Duration::from_secs(30));
@@ -90,6 +91,7 @@ fn every_setting_takes_another_value_than_its_default() {
          exclude = *.bak, !keep.bak\n\
          [mirror a.b-c_1]\nhost = [2001:db8::1]\nport = 2222\nuser = u\npath = htdocs/\n\
          key = /k/one, /k/two\npassphrase_file = /k/pass\nknown_hosts = /k/hosts\npreserve_owner = yes\n\
+         first_sync = delete\n\
          bandwidth_limit = 08:00 2M, 19:00 off\n\
          connect_timeout = 2s\nio_timeout = 1m\nbackoff_min = 50ms\nbackoff_max = 1d\n\
          [mirror other]\nhost = h\nuser = u\npath = .\nkey = agent\n",
@@ -126,6 +128,7 @@ fn every_setting_takes_another_value_than_its_default() {
         Some(Path::new("/k/pass"))
     );
     assert_eq!(mirror.known_hosts, [PathBuf::from("/k/hosts")]);
+    assert_eq!(mirror.first_sync, FirstSync::Delete);
     assert!(mirror.preserve_owner);
     let limit = &mirror.bandwidth_limit;
     assert_eq!((limit.at(12 * 60), limit.at(0)), (Some(2 << 20), None));
@@ -205,6 +208,10 @@ fn each_mistake_is_one_line_that_says_where_and_what_to_do() {
         (
             mirror("preserve_owner = maybe"),
             "proxyfs.ini:8: bad value `maybe` for `preserve_owner`: it must be yes or no",
+        ),
+        (
+            mirror("first_sync = yes"),
+            "proxyfs.ini:8: bad value `yes` for `first_sync`: it must be keep, delete or none",
         ),
         (
             mirror("key = agent\npassphrase_file = /p"),

@@ -173,6 +173,13 @@ pub const SETTINGS: &[Setting] = &[
         apply: Apply::Mirror(|m, v| set(&mut m.known_hosts, values::local_paths(v))),
     },
     Setting {
+        name: "first_sync",
+        absent: Absent::Default("keep"),
+        help: "What is done when this mirror is new: keep makes its directory like the source and keeps \
+               what only it has; delete deletes that; none takes it for a copy that you made.",
+        apply: Apply::Mirror(|m, v| set(&mut m.first_sync, values::first_sync(v))),
+    },
+    Setting {
         name: "preserve_owner",
         absent: Absent::Default("no"),
         help: "Whether files get the numeric owner and group that they have in the source, yes or \

@@ -4,6 +4,7 @@
 //! "bad value" in the message that the administrator reads. Nothing here touches a file system;
 //! only [`local_path`] asks for the home directory, to replace a leading `~`.
 
+use super::FirstSync;
 use std::net::IpAddr;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
@@ -75,6 +76,16 @@ pub fn yes_or_no(text: &str) -> Result<bool, Refusal> {
         "yes" => Ok(true),
         "no" => Ok(false),
         _ => Err("it must be yes or no".to_string()),
+    }
+}
+
+/// What is done first with a new mirror.
+pub fn first_sync(text: &str) -> Result<FirstSync, Refusal> {
+    match text {
+        "keep" => Ok(FirstSync::Keep),
+        "delete" => Ok(FirstSync::Delete),
+        "none" => Ok(FirstSync::None),
+        _ => Err("it must be keep, delete or none".to_string()),
     }
 }
 
