@@ -2,6 +2,7 @@
 
 use super::{DecodeError, SCHEMA_VERSION};
 use crate::change::Seq;
+use rusqlite::ErrorCode;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -57,6 +58,16 @@ impl fmt::Display for JournalError {
                 "journal row {seq} cannot be read ({why}): the journal is damaged"
             ),
             JournalError::File { file, why } => write!(f, "{}: {why}", file.display()),
+            JournalError::Sqlite { file, why }
+                if why.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) =>
+            {
+                write!(
+                    f,
+                    "{}: a daemon has it, one that is starting or ending, or whose socket is gone: try again \
+                     in a moment, and if that does not help restart it",
+                    file.display()
+                )
+            }
             JournalError::Sqlite { file, why } => write!(f, "{}: {why}", file.display()),
         }
     }

@@ -6,6 +6,7 @@ use super::{FILE_NAME, JournalError, SCHEMA_VERSION};
 use crate::change::{Change, RelPath, Seq};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row as SqlRow, params};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The columns of a [`Position`].
 const POSITION: &str = "name, cursor, sent_upto, paused, adopted, last_error,
@@ -19,6 +20,9 @@ const OLD_PARKED: &str =
     next_try INTEGER);
     CREATE TEMP TABLE repair (mirror TEXT, path BLOB, deep INTEGER, error TEXT, attempts INTEGER,
     next_try INTEGER)";
+
+/// How long who reads the journal without a daemon waits for one that is just about to end.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// One change with its place in the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,14 +101,14 @@ pub struct Backlog {
     pub next_try: Option<i64>,
 }
 
-/// Reads the journal, beside a running daemon or without one.
+/// Reads the journal: in the daemon, or without one.
 pub struct Reader {
     file: PathBuf,
     db: Connection,
 }
 
 impl Reader {
-    /// Opens the journal in `state_dir` to read only.
+    /// Opens the journal in `state_dir` to read only, while no daemon has it.
     ///
     /// # Errors
     /// [`JournalError::Missing`] where there is none; SQLite's.
@@ -113,15 +117,17 @@ impl Reader {
         if !file.exists() {
             return Err(JournalError::Missing(file));
         }
-        Reader::open_file(&file)
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let sql = |why| JournalError::Sqlite {
+            file: file.clone(),
+            why,
+        };
+        let db = Connection::open_with_flags(&file, flags).map_err(sql)?;
+        db.busy_timeout(PATIENCE).map_err(sql)?;
+        Reader::of(&file, db)
     }
 
-    pub(super) fn open_file(file: &Path) -> Result<Reader, JournalError> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let db = Connection::open_with_flags(file, flags).map_err(|why| JournalError::Sqlite {
-            file: file.to_path_buf(),
-            why,
-        })?;
+    pub(super) fn of(file: &Path, db: Connection) -> Result<Reader, JournalError> {
         let reader = Reader {
             file: file.to_path_buf(),
             db,

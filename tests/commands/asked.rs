@@ -178,6 +178,16 @@ fn with_the_daemon_down_the_journal_tells_and_commands_say_so() {
     // A mirror stays paused over a restart, until it is resumed.
     daemon.start();
     assert_eq!(daemon.mirror("m")["state"], "paused");
+    // A daemon has its journal alone. Who cannot ask it is told so, also what it had when it is dead.
+    let socket = daemon.file("run").join("proxyfs.sock");
+    let hidden = daemon.file("run").join("hidden.sock");
+    fs::rename(&socket, &hidden).unwrap();
+    fails(&daemon, &["status"], "journal.db: a daemon has it, ");
+    fs::rename(&hidden, &socket).unwrap();
+    fs::write(daemon.source().join("another"), "not sent either").unwrap();
+    daemon.kill();
+    assert_eq!(daemon.mirror("m")["pending_ops"], 2);
+    daemon.start();
     daemon.ok(&["resume", "m"]);
     everything_arrives(&daemon, &sshd, &["m"]);
     daemon.stop();
