@@ -132,6 +132,15 @@ pub enum Command {
     #[command(after_help = "Example: proxyfs check-config --config ./new.ini\n\
                       Exit codes: 0 it is good, 2 it is not; every problem is a line with file and line number.")]
     CheckConfig,
+
+    /// Write the man pages and the completion of shells into a directory
+    ///
+    /// For `make install`: proxyfs.8, proxyfs.ini.5, proxyfs.bash, _proxyfs (zsh), proxyfs.fish.
+    #[command(hide = true, after_help = "Example: proxyfs pages ./pages")]
+    Pages {
+        /// Where to; it is made
+        directory: PathBuf,
+    },
 }
 
 impl Arguments {

@@ -15,5 +15,6 @@ pub mod local;
 pub mod logging;
 pub mod mirror;
 pub mod mount;
+pub mod pages;
 pub mod sftp;
 pub mod status;

@@ -5,6 +5,7 @@ use proxyfs::cli::{Arguments, Command};
 use proxyfs::config::{Config, ConfigError, Overrides};
 use proxyfs::control::{ControlError, ControlRequest, call, socket_path};
 use proxyfs::daemon;
+use proxyfs::pages;
 use proxyfs::status::{Status, Task, show};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -135,6 +136,7 @@ fn command(arguments: Arguments) -> Result<(), Failure> {
             print(&format!("{}\n", answer.as_str().unwrap_or_default()))
         }
         Command::Stop => stop(&load()?),
+        Command::Pages { directory } => pages::write(&directory).map_err(Failure::new),
     }
 }
 

@@ -17,6 +17,7 @@ mod mirror_copies;
 mod mirror_errors;
 mod mount;
 mod order;
+mod pages;
 mod parked;
 mod parts;
 mod random_user;

@@ -73,6 +73,7 @@ fn the_readme_lists_the_commands_with_their_options() {
     let program = Arguments::command();
     let expected: Vec<String> = program
         .get_subcommands()
+        .filter(|command| !command.is_hide_set())
         .map(|command| {
             let mut row = format!("| `{}", command.get_name());
             let named = |a: &&clap::Arg| !matches!(a.get_id().as_str(), "config" | "help");
