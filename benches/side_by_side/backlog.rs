@@ -161,6 +161,13 @@ fn catch_up(rig: &Rig, waiting: u64, last: &str, table: &mut Table) {
         "changes/s",
         Goal::None,
     );
+    // Behind the start, where the line has yet to fill.
+    table.number(
+        "— its last tenth against its second".to_string(),
+        100.0 * rate(&progress, waiting - tenth, waiting) / rate(&progress, tenth, 2 * tenth),
+        "%",
+        Goal::AtLeast(80.0),
+    );
     table.number(
         "— most memory meanwhile, the whole daemon".to_string(),
         peak,

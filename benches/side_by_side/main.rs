@@ -50,6 +50,8 @@ pub struct Size {
     pub new_files: usize,
     /// Files that are waited for one by one.
     pub single_files: usize,
+    /// Files in a directory that is moved.
+    pub moved_files: usize,
     /// Changes that wait for a mirror.
     pub pending: usize,
     /// Length of the large file in bytes.
@@ -66,8 +68,9 @@ impl Size {
             rounds: 5,
             rtts: [100, 20, 0].map(Duration::from_millis).to_vec(),
             new_files: 2000,
-            single_files: 100,
-            pending: 100_000,
+            single_files: 200,
+            moved_files: 10_000,
+            pending: 1_000_000,
             big_file: 256 << 20,
             versions: 200,
             changed_file: 1 << 30,
@@ -80,6 +83,7 @@ impl Size {
             rtts: [100, 0].map(Duration::from_millis).to_vec(),
             new_files: 400,
             single_files: 20,
+            moved_files: 500,
             pending: 5000,
             big_file: 16 << 20,
             versions: 20,
@@ -95,7 +99,7 @@ const PARTS: [(&str, Part, &str); 5] = [
     (
         "latency",
         latency::run,
-        "from close() to visible on the mirror",
+        "from close() to visible on the mirror, beside lsyncd; a directory moved",
     ),
     (
         "backlog",
@@ -114,7 +118,7 @@ const PARTS: [(&str, Part, &str); 5] = [
     ),
 ];
 
-const USAGE: &str = "make bench BENCH=\"[--quick] [--rounds N] [--rtt MS] [PART...]\"\n\n--rtt is of new-files and big-file. Parts (all, if none is named):";
+const USAGE: &str = "make bench BENCH=\"[--quick] [--rounds N] [--rtt MS] [--pending N] [PART...]\"\n\n--rtt is of new-files and big-file, --pending of backlog. Parts (all, if none is named):";
 
 fn usage() {
     println!("{USAGE}");
@@ -138,13 +142,14 @@ fn main() {
     let mut size = Size::full();
     let mut wanted = Vec::new();
     let mut arguments = std::env::args().skip(1);
-    let (mut rounds, mut rtt) = (None, None);
+    let (mut rounds, mut rtt, mut pending) = (None, None, None);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--bench" => {} // cargo's
             "--quick" => size = Size::quick(),
             "--rounds" => rounds = number(arguments.next()),
             "--rtt" => rtt = number(arguments.next()),
+            "--pending" => pending = number(arguments.next()),
             "--help" => return usage(),
             part if PARTS.iter().any(|p| p.0 == part) => wanted.push(part.to_string()),
             other => {
@@ -155,6 +160,7 @@ fn main() {
         }
     }
     size.rounds = rounds.map_or(size.rounds, |n| n.max(1) as usize);
+    size.pending = pending.map_or(size.pending, |n| n.max(1000) as usize);
     if let Some(rtt) = rtt {
         size.rtts = vec![Duration::from_millis(rtt)];
     }

@@ -2,7 +2,7 @@
 
 use crate::rig::{Rig, go_on};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// ssh's options: nothing of this user's or this machine's.
@@ -75,6 +75,11 @@ pub fn rsync_in_place(rig: &Rig, from: &Path, to: &Path) -> Duration {
     rsync_by(rig, &["-a", "--inplace"], from, to)
 }
 
+/// `rsync -a --delete`.
+pub fn rsync_delete(rig: &Rig, from: &Path, to: &Path) -> Duration {
+    rsync_by(rig, &["-a", "--delete"], from, to)
+}
+
 fn rsync_by(rig: &Rig, how: &[&str], from: &Path, to: &Path) -> Duration {
     let port = rig.relay.port().to_string();
     let shell = [
@@ -124,6 +129,64 @@ pub fn sftp(rig: &Rig, from: &Path, to: &Path) -> Option<Duration> {
     command.args(options(rig)).arg("-b").arg(&batch);
     command.args(["-P", &rig.relay.port().to_string(), &host(rig)]);
     timed_or_ended(&mut command)
+}
+
+/// A running lsyncd, with a second of delay (it takes no less).
+pub struct Lsyncd {
+    child: Child,
+    dir: tempfile::TempDir,
+}
+
+impl Lsyncd {
+    /// Mirrors `from` to `to` on the server: files by rsync, moves and removals by ssh, as it recommends.
+    pub fn start(rig: &Rig, from: &Path, to: &Path) -> Lsyncd {
+        let dir = tempfile::tempdir().unwrap();
+        // `-o NAME=VALUE` as it wants them.
+        let options = options(rig).into_iter().filter_map(|option| {
+            let (name, value) = option.split_once('=')?;
+            Some(format!("{name} = {value:?}"))
+        });
+        let options: Vec<String> = options.collect();
+        let text = format!(
+            "settings {{ nodaemon = true, logfile = {:?}, statusFile = {:?} }}\n\
+             sync {{ default.rsyncssh, source = {from:?}, host = {:?}, targetdir = {to:?}, delay = 1,\n\
+             rsync = {{ archive = true }},\n\
+             ssh = {{ port = {}, identityFile = {:?}, options = {{ {} }} }} }}\n",
+            dir.path().join("log"),
+            dir.path().join("status"),
+            host(rig),
+            rig.relay.port(),
+            rig.sshd.key_path(),
+            options.join(", "),
+        );
+        let file = dir.path().join("lsyncd.lua");
+        std::fs::write(&file, text).unwrap();
+        let mut command = Command::new("lsyncd");
+        command
+            .arg(&file)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        command.stderr(std::fs::File::create(dir.path().join("stderr")).unwrap());
+        let child = command.spawn().unwrap();
+        Lsyncd { child, dir }
+    }
+
+    /// # Panics
+    /// It has ended: it does at the first error on the line.
+    pub fn must_run(&mut self) {
+        if self.child.try_wait().unwrap().is_some() {
+            let said = std::fs::read_to_string(self.dir.path().join("stderr"));
+            panic!("lsyncd has ended: {}", said.unwrap());
+        }
+    }
+}
+
+impl Drop for Lsyncd {
+    fn drop(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let _ = self.child.wait();
+    }
 }
 
 /// Processor time of all children that have ended so far, ssh and the like included.

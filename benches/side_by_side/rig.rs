@@ -17,6 +17,7 @@ pub struct Rig {
     pub daemon: Daemon,
     pub relay: Relay,
     pub sshd: Sshd,
+    pub rtt: Duration,
 }
 
 impl Rig {
@@ -37,6 +38,7 @@ impl Rig {
             daemon,
             relay,
             sshd,
+            rtt,
         }
     }
 
