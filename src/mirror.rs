@@ -23,6 +23,7 @@ pub mod plan;
 pub mod prepare;
 mod related;
 pub mod repair;
+pub mod resume;
 mod scars;
 mod settle;
 pub mod source;
@@ -102,6 +103,7 @@ impl Worker {
             try_again: false,
             failures: 0,
             told: String::new(),
+            memory: resume::Memory::default(),
         };
         if position.paused {
             live.resting(MirrorState::Paused, None, None);
@@ -237,6 +239,8 @@ struct Life {
     failures: u32,
     /// What the log was last told of them.
     told: String,
+    /// How much of which file the mirror had when the last session ended.
+    memory: resume::Memory,
 }
 
 impl Life {
@@ -326,8 +330,12 @@ impl Life {
             source_id: &source_id,
             marker: self.journal.marker(&name)?,
         };
-        let owner = self.config.preserve_owner;
-        let rules = prepare::prepare_asked(&mut remote, &asked, &place, &known, owner)?;
+        let wanted = plan::Rules {
+            owner: self.config.preserve_owner,
+            ..plan::Rules::default()
+        };
+        let prepare::Prepared { rules, kept } =
+            prepare::prepare_asked(&mut remote, &asked, &place, &known, wanted)?;
         if !adopted {
             self.journal.adopt_mirror(&name)?;
         }
@@ -353,6 +361,8 @@ impl Life {
             live: &self.live,
             parked_pause: self.config.backoff_max,
             try_again: std::mem::take(&mut self.try_again),
+            kept,
+            memory: &self.memory,
         };
         let ended = Pipeline::new(setup, remote)?.run();
         // A server that lets us in and then breaks off each time is not up.

@@ -59,6 +59,8 @@ pub enum OpenMode {
     Update,
     /// To write; made if missing, emptied if not.
     Create,
+    /// To write; made if missing, and keeps its content if not.
+    Continue,
     /// To write; it must not exist.
     CreateNew,
 }

@@ -18,8 +18,9 @@ use proxyfs::mirror::inbox::{Notice, inbox};
 use proxyfs::mirror::live::Live;
 use proxyfs::mirror::pipeline::{Pipeline, Setup};
 use proxyfs::mirror::plan::{Place, Rules};
-use proxyfs::mirror::prepare::{Known, prepare};
+use proxyfs::mirror::prepare::{Known, Prepared, prepare};
 use proxyfs::mirror::repair::{Repair, Repaired, Tools};
+use proxyfs::mirror::resume::{Memory, Span, Staged};
 use proxyfs::mirror::source::Source;
 use proxyfs::sftp::{OpenMode, Request, code};
 use std::cell::{Cell, RefCell};
@@ -31,8 +32,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long files are: nothing, a little, more than one WRITE, more than two.
-const LENGTHS: [usize; 5] = [0, 5, 100, 33_000, 70_000];
+/// How long files are: nothing, a little, more than one WRITE, more than four.
+const LENGTHS: [usize; 5] = [0, 5, 100, 33_000, 140_000];
 
 /// How long files are that are changed in part: so long that a part travels alone, mostly.
 const LONG: u64 = 250_000;
@@ -43,6 +44,17 @@ const KEPT: [u64; 3] = [169, 207, 838];
 
 /// The same where changes are refused.
 const KEPT_REFUSED: [u64; 0] = [];
+
+/// So small that files of this test that were cut go on where they were.
+const RULES: Rules = Rules {
+    owner: false,
+    lsetstat: true,
+    span: Span {
+        from: 1,
+        narrow: 2 * 32_768,
+        wide: 2 * 32_768,
+    },
+};
 
 /// How much happens at most while one session is at work: less than it takes to change a file each time
 /// that it is read, after which it would be published as it is.
@@ -360,6 +372,8 @@ struct Trouble {
     /// How many lanes it has, and what decides which of them it works on.
     lanes: usize,
     seed: u64,
+    /// Whether a lane takes a few WRITEs only.
+    narrow: bool,
 }
 
 impl Trouble {
@@ -393,14 +407,19 @@ impl Trouble {
 
 /// Replays what is in the journal, on a connection that may be cut. Says what ended it.
 fn session(
-    history: &RefCell<History>,
-    source: &Source,
-    base: &Path,
+    scene: &Scene,
     cut: Option<Cut>,
     batch: usize,
     meanwhile: bool,
     trouble: &Trouble,
+    memory: &Memory,
 ) -> (Option<MirrorError>, Vec<String>) {
+    let Scene {
+        history,
+        source,
+        base,
+        ..
+    } = scene;
     let (notifier, inbox) = inbox().unwrap();
     let journal = Arc::clone(&history.borrow().journal);
     let reader: Reader = journal.reader().unwrap();
@@ -437,7 +456,7 @@ fn session(
         let Ok(seq) = from.strip_prefix(stage) else {
             return;
         };
-        let seq: u64 = seq.to_str().unwrap().parse().unwrap();
+        let seq = Staged::parse(seq.as_os_str().as_bytes()).unwrap().seq;
         if seq >= 1 << 62 {
             return; // a repair's
         }
@@ -454,6 +473,7 @@ fn session(
         history.is_published(seq, &bytes);
     };
     let mut server = FakeServer::new(cut, batch, idle, watch).lanes(trouble.lanes, trouble.seed);
+    server.weight = if trouble.narrow { 32 } else { 1 };
     server.refuse = Box::new(|request| trouble.refuses(request));
     let place = Place::new(base.as_os_str().as_bytes());
     let position = reader.mirror("m").unwrap();
@@ -462,8 +482,8 @@ fn session(
         source_id: "",
         marker: journal.marker("m").unwrap(),
     };
-    let rules = match prepare(&mut server, &place, &known, false) {
-        Ok(rules) => rules,
+    let Prepared { rules, kept } = match prepare(&mut server, &place, &known, RULES) {
+        Ok(prepared) => prepared,
         Err(why) => return (Some(why), std::mem::take(&mut server.trace)),
     };
     let setup = Setup {
@@ -477,6 +497,8 @@ fn session(
         live: &Live::new(Some(0), None),
         parked_pause: Duration::from_millis(1),
         try_again: trouble.denied.is_empty(),
+        kept,
+        memory,
     };
     let ended = Pipeline::new(setup, &mut server).unwrap().run();
     (ended.err(), std::mem::take(&mut server.trace))
@@ -573,44 +595,74 @@ fn play(seed: u64, refusals: bool) {
     play_on(seed, refusals, false);
 }
 
-fn play_on(seed: u64, refusals: bool, stranger: bool) {
-    // In memory where that can be: thousands of histories, and each makes the log durable many times.
-    let memory = Path::new("/dev/shm");
-    let dir = if memory.is_dir() {
-        tempfile::tempdir_in(memory)
-    } else {
-        tempfile::tempdir()
-    };
-    let dir = dir.unwrap();
-    let (root, base, state) = (
-        dir.path().join("source"),
-        dir.path().join("mirror"),
-        dir.path().join("state"),
-    );
-    for d in [
-        &root,
-        &base,
-        &state,
-        &base.join(".proxyfs"),
-        &base.join(".proxyfs/stage"),
-    ] {
-        fs::create_dir(d).unwrap();
+/// A source with no history yet, and an empty mirror.
+struct Scene {
+    _dir: tempfile::TempDir,
+    root: PathBuf,
+    base: PathBuf,
+    source: Source,
+    history: RefCell<History>,
+}
+
+impl Scene {
+    fn new(seed: u64) -> Scene {
+        // In memory where that can be: thousands of histories, and each makes the log durable many times.
+        let memory = Path::new("/dev/shm");
+        let dir = if memory.is_dir() {
+            tempfile::tempdir_in(memory)
+        } else {
+            tempfile::tempdir()
+        };
+        let dir = dir.unwrap();
+        let (root, base, state) = (
+            dir.path().join("source"),
+            dir.path().join("mirror"),
+            dir.path().join("state"),
+        );
+        for d in [
+            &root,
+            &base,
+            &state,
+            &base.join(".proxyfs"),
+            &base.join(".proxyfs/stage"),
+        ] {
+            fs::create_dir(d).unwrap();
+        }
+        let journal = Journal::open(&state).unwrap();
+        journal.add_mirror("m", true).unwrap();
+        let source = Source::open_root(&root).unwrap();
+        let history = RefCell::new(History {
+            root: root.clone(),
+            journal: Arc::new(journal),
+            random: Random(seed),
+            told: Vec::new(),
+            versions: HashMap::new(),
+            rows: HashMap::new(),
+            published: HashMap::new(),
+            patched: HashSet::new(),
+            clock: 0,
+        });
+        Scene {
+            _dir: dir,
+            root,
+            base,
+            source,
+            history,
+        }
     }
-    let journal = Journal::open(&state).unwrap();
-    journal.add_mirror("m", true).unwrap();
-    let source = Source::open_root(&root).unwrap();
-    let history = RefCell::new(History {
-        root: root.clone(),
-        journal: Arc::new(journal),
-        random: Random(seed),
-        told: Vec::new(),
-        versions: HashMap::new(),
-        rows: HashMap::new(),
-        published: HashMap::new(),
-        patched: HashSet::new(),
-        clock: 0,
-    });
+}
+
+fn play_on(seed: u64, refusals: bool, stranger: bool) {
+    let scene = Scene::new(seed);
+    let Scene {
+        root,
+        base,
+        source,
+        history,
+        ..
+    } = &scene;
     let mut traces = Vec::new();
+    let memory = Memory::default();
     let sessions = history.borrow_mut().random.below(12);
     for _ in 0..sessions {
         let (cut, batch) = {
@@ -625,7 +677,7 @@ fn play_on(seed: u64, refusals: bool, stranger: bool) {
             (cut, [1, 3, 1000][history.random.below(3) as usize])
         };
         if stranger {
-            tamper(&history, &base);
+            tamper(history, base);
         }
         let mut trouble = Trouble::default();
         if refusals {
@@ -638,8 +690,12 @@ fn play_on(seed: u64, refusals: bool, stranger: bool) {
         // Of the seed as well, but without a change of what it has always meant.
         trouble.lanes = 1 + (seed as usize + traces.len()) % 4;
         trouble.seed = seed ^ traces.len() as u64;
-        let (error, trace) = session(&history, &source, &base, Some(cut), batch, true, &trouble);
+        trouble.narrow = seed.is_multiple_of(3);
+        let (error, trace) = session(&scene, Some(cut), batch, true, &trouble, &memory);
         traces.push(trace.join("\n"));
+        if seed.is_multiple_of(2) {
+            memory.borrow_mut().clear(); // the daemon was started again
+        }
         match error {
             None | Some(MirrorError::Session(_)) => {}
             Some(why) => panic!(
@@ -654,7 +710,7 @@ fn play_on(seed: u64, refusals: bool, stranger: bool) {
         seed,
         ..Trouble::default()
     };
-    let (error, trace) = session(&history, &source, &base, None, 7, false, &none);
+    let (error, trace) = session(&scene, None, 7, false, &none, &memory);
     traces.push(trace.join("\n"));
     let story = || {
         format!(
@@ -670,17 +726,13 @@ fn play_on(seed: u64, refusals: bool, stranger: bool) {
         story()
     );
     if stranger {
-        let rules = Rules {
-            owner: false,
-            lsetstat: true,
-        };
-        repair_all(&history, &source, &base, rules);
+        repair_all(history, source, base, Rules::default());
     }
-    let mut lines = tree::differences(&root, &base, false);
+    let mut lines = tree::differences(root, base, false);
     // The times of directories are set by the pipeline, and which names are one file it may not know.
     let of_names = |line: &String| line.starts_with("missing") || line.starts_with("only");
     lines.retain(|line| !stranger || of_names(line));
-    lines.extend(other_bytes(&root, &base));
+    lines.extend(other_bytes(root, base));
     assert!(
         lines.is_empty(),
         "seed {seed}: {}\n{}",
@@ -709,4 +761,63 @@ fn changes_that_are_refused_for_a_while_arrive_in_the_end_whatever_is_cut() {
     for seed in seeds(160, &KEPT_REFUSED) {
         play(seed, true);
     }
+}
+
+/// Where the WRITEs of a session went.
+fn writes(trace: &[String]) -> Vec<u64> {
+    let writes = trace.iter().filter(|line| line.starts_with("write "));
+    let at = writes.filter_map(|line| line.split_whitespace().nth(3)?.parse().ok());
+    at.collect()
+}
+
+#[test]
+fn a_file_that_was_cut_goes_on_and_has_no_hole_however_its_lanes_overtook_each_other() {
+    let (mut went_on, mut from_the_start) = (0, 0);
+    for seed in 0..80 {
+        let scene = Scene::new(seed);
+        let path = RelPath::new(b"film").unwrap();
+        let bytes: Vec<u8> = (0..400_000u32)
+            .map(|n| (n / 1000 % 251 + 1) as u8)
+            .collect();
+        {
+            let mut history = scene.history.borrow_mut();
+            fs::write(scene.root.join("film"), &bytes).unwrap();
+            history.patched.insert(node_id(&scene.root.join("film"))); // its bytes are not all the same
+            history.content(path);
+        }
+        let trouble = Trouble {
+            lanes: 1 + seed as usize % 4,
+            seed,
+            narrow: true,
+            ..Trouble::default()
+        };
+        let (memory, restarted) = (Memory::default(), seed % 8 < 4);
+        let run = |cut| {
+            if restarted {
+                memory.borrow_mut().clear();
+            }
+            session(&scene, cut, 1, false, &trouble, &memory)
+        };
+        // Again and again: what goes on may be cut as well.
+        for after in [18 + seed % 7, 16 + seed % 5] {
+            let effect = seed % 2 == 0;
+            run(Some(Cut { after, effect }));
+        }
+        let (error, trace) = run(None);
+        assert!(error.is_none(), "seed {seed}: {}", error.unwrap());
+        let there = fs::read(scene.base.join("film")).unwrap();
+        assert!(there == bytes, "seed {seed}: {trace:#?}");
+        assert_eq!(
+            fs::read_dir(scene.base.join(".proxyfs/stage"))
+                .unwrap()
+                .count(),
+            0
+        );
+        match writes(&trace).first() {
+            Some(0) => from_the_start += 1,
+            Some(_) => went_on += 1,
+            None => {}
+        }
+    }
+    assert!(went_on > 40, "{went_on} went on, {from_the_start} did not");
 }

@@ -24,6 +24,7 @@ mod random_user;
 mod readme;
 mod repairs;
 mod replay;
+mod resume;
 mod round_trips;
 mod servers;
 mod sftp;

@@ -13,6 +13,7 @@ use proxyfs::mirror::live::Live;
 use proxyfs::mirror::pipeline::{Pipeline, Setup};
 use proxyfs::mirror::plan::{Place, Rules};
 use proxyfs::mirror::prepare::{Known, prepare};
+use proxyfs::mirror::resume::{Kept, Memory};
 use proxyfs::mirror::source::Source;
 use proxyfs::sftp::session::{Abort, Start, connect_asking};
 use proxyfs::sftp::{Features, Remote, Reply, Request, SessionError, Ticket};
@@ -112,8 +113,8 @@ impl Scene {
             source_id: "",
             marker: self.journal.marker("m").unwrap(),
         };
-        let rules = prepare(&mut remote, &self.place(), &known, false).unwrap();
-        (rules, round_trips.get())
+        let prepared = prepare(&mut remote, &self.place(), &known, Rules::default()).unwrap();
+        (prepared.rules, round_trips.get())
     }
 
     /// Replays all that is in the journal, and shows each request with how often was waited before it. Says
@@ -157,6 +158,8 @@ impl Scene {
             parked_pause: std::time::Duration::from_secs(300),
             try_again: false,
             live: &Live::new(None, None),
+            kept: Kept::default(),
+            memory: &Memory::default(),
         };
         Pipeline::new(setup, &mut remote).unwrap().run().unwrap();
         handles

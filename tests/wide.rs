@@ -7,13 +7,13 @@ use super::support::relay::Relay;
 use super::support::sshd::Sshd;
 use super::support::tree::assert_same;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const MIB: usize = 1 << 20;
 
 /// So many bytes, of which no two pieces are the same.
-fn film(seed: u8, len: usize) -> Vec<u8> {
+pub(super) fn film(seed: u8, len: usize) -> Vec<u8> {
     let mut state = u64::from(seed) + 1;
     let mut bytes = Vec::with_capacity(len + 8);
     while bytes.len() < len {
@@ -89,7 +89,11 @@ fn a_big_file_that_is_cut_off_again_and_again_arrives_whole() {
 
 /// Length of what is staged for a row, or of what it has become.
 fn length(base: &Path, seq: u64, name: &str) -> u64 {
-    let staged = base.join(format!(".proxyfs/stage/{seq}"));
+    let is_of_row = |name: &str| name.split('-').next() == Some(&seq.to_string());
+    let staged = fs::read_dir(base.join(".proxyfs/stage")).unwrap();
+    let mut staged = staged.map(|entry| entry.unwrap());
+    let staged = staged.find(|entry| is_of_row(&entry.file_name().to_string_lossy()));
+    let staged = staged.map_or(PathBuf::new(), |entry| entry.path());
     let len = |path: &Path| fs::metadata(path).map(|m| m.len());
     len(&base.join(name)).or_else(|_| len(&staged)).unwrap_or(0)
 }

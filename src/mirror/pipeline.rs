@@ -38,6 +38,7 @@ use super::live::Live;
 use super::marker::{Marker, Renewal};
 use super::plan::{self, Place, Publish, Rules, Staging, Verdict};
 use super::related::PathIndex;
+use super::resume::{Kept, Memory, Staged};
 use super::scars::Scars;
 use super::settle::Settle;
 use super::source::Source;
@@ -112,6 +113,10 @@ pub struct Setup<'a> {
     pub parked_pause: Duration,
     /// Parked changes are tried again at once.
     pub try_again: bool,
+    /// What earlier sessions have left there of files that were on their way.
+    pub kept: Kept,
+    /// How much of them is known to be there; to be brought up to date when this session ends.
+    pub memory: &'a Memory,
 }
 
 /// Why a pipeline ended without an error.
@@ -184,6 +189,10 @@ struct Job {
     /// The lane that it is staged on. All that is about its staged file goes there, so that a removal comes
     /// before the next try.
     lane: Option<usize>,
+    /// Which version of its file is made ready: part of the name in the stage.
+    version: Option<u64>,
+    /// How much of that is there without a hole, in bytes.
+    arrived: u64,
     /// What its upload is counted with in [`Pipeline::burden`].
     weight: staging::Weight,
 }
@@ -212,6 +221,8 @@ impl Job {
             taken_up: false,
             noted: false,
             lane: None,
+            version: None,
+            arrived: 0,
             weight: staging::Weight::default(),
         }
     }
@@ -219,6 +230,14 @@ impl Job {
     /// The change as it is carried out here.
     fn change(&self) -> &Change {
         self.instead.as_ref().unwrap_or(&self.row.change)
+    }
+
+    /// Where it is made ready.
+    fn staged(&self) -> Staged {
+        Staged {
+            seq: self.row.seq,
+            version: self.version,
+        }
     }
 
     /// Whether looks are sent along with its requests.
@@ -422,9 +441,20 @@ impl<'a, R: Remote> Pipeline<'a, R> {
         let ended = self.work();
         // What has been done is done, however the session ended.
         let noted = self.record();
+        self.remember();
         let ended = ended?;
         noted?;
         Ok(ended)
+    }
+
+    /// Notes how far files are that are on their way, for the next session.
+    fn remember(&self) {
+        let far = |job: &Job| {
+            let on_its_way = matches!(job.stage, Stage::Uploading(_) | Stage::Ready);
+            let version = job.version.filter(|_| on_its_way)?;
+            Some(((job.row.seq, version), job.arrived))
+        };
+        *self.setup.memory.borrow_mut() = self.window.iter().filter_map(far).collect();
     }
 
     fn work(&mut self) -> Result<Ended, MirrorError> {
@@ -545,7 +575,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
 
     fn take(&mut self, ticket: Ticket, reply: Reply) -> Result<(), MirrorError> {
         match self.tickets.remove(&ticket) {
-            Some(Purpose::Stage(seq)) => self.take_staged(seq, ticket.lane.into(), reply),
+            Some(Purpose::Stage(seq)) => self.take_staged(seq, ticket, reply),
             Some(Purpose::Publish(seq, i)) => {
                 self.take_published(seq, i, reply);
                 Ok(())
@@ -611,6 +641,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             let seq = job.row.seq;
             self.by_path.left(&job.row);
             self.forget_in_flight(&mut job);
+            self.remove_left(job.staged());
             // One that was set aside is behind the cursor already.
             if seq > self.cursor {
                 self.cursor = seq;

@@ -9,6 +9,7 @@
 //! attributes of the change's paths ([`Verdict::Look`]) where it can't tell. Uncertain rows bring the
 //! look with them, so that a window of them costs no round trip each.
 
+use super::resume::{Span, Staged};
 use super::source::sftp_time;
 use crate::change::{Change, Owner, RelPath, Seq, Times};
 use crate::sftp::{Attrs, Reply, Request, Status, code};
@@ -65,6 +66,11 @@ impl Place {
         self.below(format!(".proxyfs/stage/{seq}").as_bytes())
     }
 
+    /// The same of a file whose version is told.
+    pub fn staged(&self, staged: Staged) -> Vec<u8> {
+        self.below(format!(".proxyfs/stage/{}", staged.name()).as_bytes())
+    }
+
     /// The directory that tells how far an exchange is.
     pub fn exchange(&self, seq: Seq) -> Vec<u8> {
         self.below(format!(".proxyfs/exchange-{seq}").as_bytes())
@@ -102,6 +108,19 @@ pub struct Rules {
     pub owner: bool,
     /// Whether a symlink's own attributes can be set.
     pub lsetstat: bool,
+    /// How uploads that were cut go on.
+    pub span: Span,
+}
+
+impl Default for Rules {
+    /// Those of a mirror whose server can do what OpenSSH's can, with the settings as they are by default.
+    fn default() -> Rules {
+        Rules {
+            owner: false,
+            lsetstat: true,
+            span: Span::default(),
+        }
+    }
 }
 
 /// What has to be ready, out of sight, before a change can be published.
@@ -157,8 +176,8 @@ pub fn staging(change: &Change) -> Staging {
     }
 }
 
-/// How the change `seq` becomes visible.
-pub fn publish(change: &Change, seq: Seq, place: &Place, rules: Rules) -> Publish {
+/// How a change becomes visible, for which `staged` was made ready.
+pub fn publish(change: &Change, staged: Staged, place: &Place, rules: Rules) -> Publish {
     let requests = match change {
         Change::Mkdir { path, mode, owner } => {
             let path = place.path(path);
@@ -191,7 +210,7 @@ pub fn publish(change: &Change, seq: Seq, place: &Place, rules: Rules) -> Publis
             ..
         } => {
             vec![Request::PosixRename {
-                from: place.stage(seq),
+                from: place.staged(staged),
                 to: place.path(path),
             }]
         }
@@ -467,16 +486,26 @@ mod tests {
         assert_eq!(place.path(&path("a/b")), b"/srv/www/a/b");
         assert_eq!(place.path(&RelPath::root()), b"/srv/www");
         assert_eq!(Place::new(b"/").path(&path("a")), b"/a");
-        assert_eq!(Place::new(b"www").stage(7), b"www/.proxyfs/stage/7");
+        let place = Place::new(b"www");
+        assert_eq!(place.stage(7), b"www/.proxyfs/stage/7");
+        let staged = Staged {
+            seq: 7,
+            version: Some(255),
+        };
+        assert_eq!(place.staged(staged), b"www/.proxyfs/stage/7-0000000000ff");
     }
 
     #[test]
     fn the_owner_is_set_before_the_mode_since_chown_clears_suid() {
         let rules = Rules {
             owner: true,
-            lsetstat: true,
+            ..Rules::default()
         };
-        let Publish::Requests(all) = publish(&mkdir(), 1, &Place::new(b"/m"), rules) else {
+        let staged = Staged {
+            seq: 1,
+            version: None,
+        };
+        let Publish::Requests(all) = publish(&mkdir(), staged, &Place::new(b"/m"), rules) else {
             panic!("no requests");
         };
         let told: Vec<(bool, Option<u32>)> = all[1..]

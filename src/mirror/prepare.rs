@@ -9,9 +9,12 @@ use super::errors::{BaseTrouble, MirrorError};
 use super::marker;
 use super::pipeline::MARKS;
 use super::plan::{PRIVATE_DIR, Place, Rules, is_dir};
+use super::resume::{Kept, Staged};
 use crate::change::Seq;
 use crate::journal::Position;
-use crate::sftp::{Attrs, Handle, Remote, Reply, Request, SessionError, Status, Ticket, code};
+use crate::sftp::{
+    Attrs, Handle, Name, Remote, Reply, Request, SessionError, Status, Ticket, code,
+};
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
@@ -28,6 +31,15 @@ pub struct Known<'a> {
     ///
     /// [`Journal::marker`]: crate::journal::Journal::marker
     pub marker: (Option<Seq>, Option<Seq>),
+}
+
+/// What a session begins with.
+#[derive(Debug)]
+pub struct Prepared {
+    /// What the mirror gets.
+    pub rules: Rules,
+    /// What may go on where an earlier session was cut.
+    pub kept: Kept,
 }
 
 /// What [`prepare`] has to know first; none changes anything or needs another to be through, so they can be
@@ -50,7 +62,7 @@ pub fn questions(place: &Place) -> [Request; 6] {
 }
 
 /// Checks the server and the mirror's directory, makes ProxyFS's own one and clears what an earlier
-/// session left in it.
+/// session left in it, but for what may go on. `wanted` are the rules that the settings ask for.
 ///
 /// # Errors
 /// The connection's; what a person has to put right there.
@@ -58,10 +70,10 @@ pub fn prepare<R: Remote>(
     remote: &mut R,
     place: &Place,
     known: &Known<'_>,
-    preserve_owner: bool,
-) -> Result<Rules, MirrorError> {
+    wanted: Rules,
+) -> Result<Prepared, MirrorError> {
     let tickets = questions(place).map(|question| remote.send(question));
-    prepare_asked(remote, &tickets, place, known, preserve_owner)
+    prepare_asked(remote, &tickets, place, known, wanted)
 }
 
 /// The same where the questions have been sent.
@@ -70,8 +82,8 @@ pub(super) fn prepare_asked<R: Remote>(
     asked: &[Ticket],
     place: &Place,
     known: &Known<'_>,
-    preserve_owner: bool,
-) -> Result<Rules, MirrorError> {
+    wanted: Rules,
+) -> Result<Prepared, MirrorError> {
     let position = known.position;
     if position.lacks > 0 {
         return Err(MirrorError::Lacks {
@@ -86,8 +98,8 @@ pub(super) fn prepare_asked<R: Remote>(
         return Err(MirrorError::Server("hardlink@openssh.com"));
     }
     let rules = Rules {
-        owner: preserve_owner,
         lsetstat: features.lsetstat,
+        ..wanted
     };
     let path = String::from_utf8_lossy(&place.base()).into_owned();
     let base = |what| MirrorError::Base {
@@ -133,8 +145,8 @@ pub(super) fn prepare_asked<R: Remote>(
     if !is_directory(&at_stage) {
         make(remote, place.stage_dir())?.map_err(not_writable)?;
     }
-    clear_stage(remote, place, position, in_private, in_stage)?;
-    Ok(rules)
+    let kept = clear_stage(remote, place, known, rules, [in_private, in_stage])?;
+    Ok(Prepared { rules, kept })
 }
 
 fn is_directory(reply: &Reply) -> bool {
@@ -172,25 +184,34 @@ pub(super) fn unsupported(rules: &Rules) -> Vec<String> {
 }
 
 /// Removes what an earlier session left half ready, given the answers to opening the two directories:
-/// one that could not be opened was just made. The marks of exchanges stay until those are done.
+/// one that could not be opened was just made. What may go on stays, and the marks of exchanges until those are
+/// done.
 fn clear_stage<R: Remote>(
     remote: &mut R,
     place: &Place,
-    position: &Position,
-    in_private: Reply,
-    in_stage: Reply,
-) -> Result<(), MirrorError> {
-    let [marks, staged] = list_all(remote, [in_private, in_stage])?;
-    let mut requests = Vec::new();
+    known: &Known<'_>,
+    rules: Rules,
+    opened: [Reply; 2],
+) -> Result<Kept, MirrorError> {
+    let position = known.position;
+    let [marks, staged] = list_all(remote, opened)?;
+    let (mut requests, mut kept) = (Vec::new(), Kept::default());
     for name in staged {
         // Only names that we give: whatever else is there is not ours.
-        if let Some(seq) = number(&name) {
-            requests.push(Request::Remove {
-                path: place.stage(seq),
-            });
+        let Some(staged) = Staged::parse(&name.name) else {
+            continue;
+        };
+        let is_big = name.attrs.size.is_none_or(|size| size >= rules.span.from);
+        match staged.version {
+            Some(version) if staged.seq > position.cursor && is_big => {
+                kept.add(staged.seq, version);
+            }
+            Some(_) | None => requests.push(Request::Remove {
+                path: place.staged(staged),
+            }),
         }
     }
-    for name in marks {
+    for Name { name, .. } in marks {
         let seq = name.strip_prefix(b"exchange-").and_then(number);
         // An exchange that is parked may have stopped half-way.
         let parked = position.first_parked.unwrap_or(Seq::MAX);
@@ -204,7 +225,7 @@ fn clear_stage<R: Remote>(
     // None of them may come behind an upload of the same name.
     let tickets: Vec<Ticket> = requests.into_iter().map(|r| remote.send(r)).collect();
     answers(remote, &tickets)?;
-    Ok(())
+    Ok(kept)
 }
 
 fn number(name: &[u8]) -> Option<u64> {
@@ -240,11 +261,11 @@ fn is_ours(name: &[u8]) -> bool {
     matches!(name, b"." | b"..") || name == PRIVATE_DIR.as_bytes()
 }
 
-/// The names in directories that were asked to be opened, side by side; none where that was refused.
+/// The entries of directories that were asked to be opened, side by side; none where that was refused.
 fn list_all<R: Remote, const N: usize>(
     remote: &mut R,
     opened: [Reply; N],
-) -> Result<[Vec<Vec<u8>>; N], SessionError> {
+) -> Result<[Vec<Name>; N], SessionError> {
     let mut lists = [const { Vec::new() }; N];
     let mut open: Vec<(usize, Handle)> = Vec::new();
     for (i, reply) in opened.into_iter().enumerate() {
@@ -265,7 +286,7 @@ fn list_all<R: Remote, const N: usize>(
         for ((i, _), reply) in asked.iter().zip(answers(remote, &tickets)?) {
             match reply {
                 Reply::Names(names) if !names.is_empty() => {
-                    lists[*i].extend(names.into_iter().map(|n| n.name));
+                    lists[*i].extend(names);
                 }
                 Reply::Ok
                 | Reply::Status(_)

@@ -471,7 +471,7 @@ impl<'a, R: Remote> Repair<'a, R> {
             match self.tickets.remove(&ticket) {
                 Some(Purpose::Ask) => self.answer = Some(reply),
                 Some(Purpose::Must(path)) => self.check(path, &reply),
-                Some(Purpose::Send(number)) => self.take(number, reply)?,
+                Some(Purpose::Send(number)) => self.take(number, ticket, reply)?,
                 None => {} // a removal of which nothing is to be learned
             }
         }
@@ -485,11 +485,11 @@ impl<'a, R: Remote> Repair<'a, R> {
         Ok(())
     }
 
-    fn take(&mut self, number: Seq, reply: Reply) -> Result<(), MirrorError> {
+    fn take(&mut self, number: Seq, ticket: Ticket, reply: Reply) -> Result<(), MirrorError> {
         let Some(file) = self.files.get_mut(&number) else {
             return Ok(());
         };
-        let outcome = file.upload.take(0, reply, self.tools.source);
+        let outcome = file.upload.take(ticket, reply, self.tools.source);
         let Some(outcome) = outcome.map_err(source_error(&file.path))? else {
             return Ok(());
         };

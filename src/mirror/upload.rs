@@ -22,16 +22,21 @@
 //! Of a file that is updated in place only parts may be sent: what they are, and why that is right, is told in
 //! `pipeline/in_place.rs`.
 
-use super::plan::{Rules, S_IFMT, attributes};
+mod reading;
+
+use super::plan::{Rules, S_IFMT};
+use super::resume::Left;
 use super::source::{Source, Writing, mtime_of};
 use super::wide::Wide;
-use crate::change::{ByteRanges, NodeId, Owner, Times, Timestamp};
+use crate::change::{ByteRanges, NodeId};
 use crate::sftp::{Attrs, Handle, OpenMode, Remote, Reply, Request, Status, Ticket, code};
-use rustix::fs::{SeekFrom, Stat, fstat, seek};
+use reading::{Stamp, allocated, attributes_in, has_links, open, read_full, small_file, stamp_of};
+pub(super) use reading::{attributes_now, extent_now};
+use rustix::fs::{SeekFrom, fstat, seek};
 use rustix::io::Errno;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 /// Length of a WRITE's data in bytes. 32 KiB is what every server takes (draft 02, section 3), and no
 /// slower than more (measured).
@@ -39,13 +44,6 @@ pub const CHUNK: usize = 32 * 1024;
 
 /// Type bits of a regular file's mode (stat(2)).
 const S_IFREG: u32 = 0o100_000;
-
-/// What a file was like when it was opened here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    size: u64,
-    mtime: Timestamp,
-}
 
 enum Body {
     /// The whole of a small file.
@@ -75,6 +73,16 @@ pub struct Wanted {
     pub in_place: bool,
     /// Only these; none: all of the file.
     pub parts: Option<Parts>,
+}
+
+/// How a file is sent.
+enum How {
+    /// The whole of it, into a file that is emptied first.
+    Anew,
+    /// What of it is not there yet, into a file that nobody else sees.
+    Behind(Left),
+    /// Into the file that stands there: only these parts; none: all.
+    InPlace(Option<Parts>),
 }
 
 /// Where an upload is.
@@ -114,8 +122,10 @@ pub struct Upload {
     inode: u64,
     attrs: Vec<Attrs>,
     phase: Phase,
-    /// What is known of the parts before it is seen how long the file is there.
-    parts: Option<Parts>,
+    /// Before it is seen how long the file is there.
+    how: How,
+    /// Of which version it is, where its name there tells.
+    version: Option<u64>,
     /// What is to be sent: sorted, disjoint, in bytes.
     ranges: Vec<(u64, u64)>,
     /// From here on nothing is there, and holes need not be sent.
@@ -126,6 +136,18 @@ pub struct Upload {
     next: u64,
     /// Bytes sent so far.
     sent: u64,
+    /// Behind the last byte that was sent.
+    sent_to: u64,
+    /// The WRITEs that are not acknowledged, and where they begin. They are sent in order.
+    writes: BTreeMap<u64, Ticket>,
+    /// How far a WRITE may end behind the first of those.
+    span: u64,
+    /// A piece that waits for that.
+    held_back: Option<(u64, Vec<u8>)>,
+    /// It has just been seen that it goes on behind what an earlier session has brought.
+    goes_on: bool,
+    /// What an earlier session has left can't be written.
+    lost: bool,
     /// Requests without a reply.
     waiting: usize,
     /// Whether WRITEs have to be acknowledged before the attributes are sent.
@@ -153,13 +175,48 @@ impl Upload {
         node: &NodeId,
         wanted: Wanted,
         rules: Rules,
-        (remote, lane): (&mut R, usize),
+        via: (&mut R, usize),
     ) -> io::Result<Start> {
         let Wanted {
             dest,
             in_place,
             parts,
         } = wanted;
+        let how = if in_place {
+            How::InPlace(parts)
+        } else {
+            How::Anew
+        };
+        Upload::begin(source, node, |_| (dest, how, None), rules, via)
+    }
+
+    /// The same for a file that is made ready out of sight, and may have been begun by an earlier session.
+    /// `place_of` tells for its version where that is, and what there is of it.
+    ///
+    /// # Errors
+    /// The file can't be read here.
+    pub(super) fn make_ready<R: Remote>(
+        source: &Source,
+        node: &NodeId,
+        place_of: impl FnOnce(u64) -> (Vec<u8>, Left),
+        rules: Rules,
+        via: (&mut R, usize),
+    ) -> io::Result<Start> {
+        let to = |stamp: Stamp| {
+            let version = rules.span.version(node, stamp.size, stamp.mtime);
+            let (dest, left) = place_of(version);
+            (dest, How::Behind(left), Some(version))
+        };
+        Upload::begin(source, node, to, rules, via)
+    }
+
+    fn begin<R: Remote>(
+        source: &Source,
+        node: &NodeId,
+        to: impl FnOnce(Stamp) -> (Vec<u8>, How, Option<u64>),
+        rules: Rules,
+        (remote, lane): (&mut R, usize),
+    ) -> io::Result<Start> {
         let Some((file, stat)) = open(source, node)? else {
             return Ok(Start::Gone);
         };
@@ -167,10 +224,14 @@ impl Upload {
             size: stat.st_size as u64,
             mtime: mtime_of(&stat),
         };
+        let (dest, how, version) = to(stamp);
+        let in_place = matches!(how, How::InPlace(_));
         let mut attrs = attributes_in(&stat, rules);
-        let bytes = match parts {
-            None => small_file(&file, stamp)?,
-            Some(_) => None,
+        let bytes = match how {
+            How::Anew | How::InPlace(None) | How::Behind(Left::Nothing) => {
+                small_file(&file, stamp)?
+            }
+            How::InPlace(Some(_)) | How::Behind(_) => None,
         };
         // First whether it is written, then whether it has changed: what was whole in between, and is the same
         // now, is a version.
@@ -189,23 +250,25 @@ impl Upload {
         {
             last.size = Some(stamp.size);
         }
-        let mode = if in_place {
-            OpenMode::Update
-        } else {
-            OpenMode::Create
-        };
         let private = Attrs {
             mode: Some(0o600),
             ..Attrs::default()
         };
-        let attrs_at_open = if in_place { Attrs::default() } else { private };
+        let (mode, attrs_at_open) = match how {
+            How::Anew => (OpenMode::Create, private),
+            How::Behind(_) => (OpenMode::Continue, private),
+            How::InPlace(_) => (OpenMode::Update, Attrs::default()),
+        };
         let mut tickets = Vec::new();
-        if parts.is_some() {
+        if matches!(
+            how,
+            How::InPlace(Some(_)) | How::Behind(Left::Something | Left::Bytes(_))
+        ) {
             let path = dest.clone();
             tickets.push(remote.send_on(lane, Request::Lstat { path }));
         }
-        let wide = !in_place && stamp.size >= remote.wide_from();
-        let wide = wide.then(|| Wide::new(dest.clone(), lane));
+        let is_wide = !in_place && stamp.size >= remote.wide_from();
+        let wide = is_wide.then(|| Wide::new(dest.clone(), lane));
         let open = Request::Open {
             path: dest,
             mode,
@@ -220,17 +283,43 @@ impl Upload {
             inode: stat.st_ino,
             attrs,
             phase: Phase::Opening(None, None),
-            parts,
+            how,
+            version,
             ranges: vec![(0, stamp.size)],
             new_from: if in_place { u64::MAX } else { 0 },
             allocated: allocated(&stat),
             next: 0,
             sent: 0,
+            sent_to: 0,
+            writes: BTreeMap::new(),
+            span: match version {
+                Some(_) => rules.span.of(is_wide),
+                None => u64::MAX,
+            },
+            held_back: None,
+            goes_on: false,
+            lost: false,
             waiting: tickets.len(),
             settle_first: !remote.features().openssh,
             failure: None,
         };
         Ok(Start::Begun(Box::new(upload), tickets))
+    }
+
+    /// Which version its name in the stage tells, if it does.
+    pub fn version(&self) -> Option<u64> {
+        self.version
+    }
+
+    /// So much is there without a hole, in bytes.
+    pub fn arrived(&self) -> u64 {
+        let missing = self.writes.keys().next().copied();
+        missing.unwrap_or(self.sent_to)
+    }
+
+    /// Whether the last reply has shown that it goes on behind what an earlier session has brought.
+    pub fn goes_on_now(&mut self) -> bool {
+        std::mem::take(&mut self.goes_on)
     }
 
     /// The lane that it goes on.
@@ -304,9 +393,28 @@ impl Upload {
     /// Whether it could send something now.
     pub fn wants_to_send(&self) -> bool {
         match self.phase {
-            Phase::Writing(_) => !self.settle_first || self.next < self.end() || self.waiting == 0,
+            Phase::Writing(_) if self.failure.is_some() => !self.settle_first || self.waiting == 0,
+            Phase::Writing(_) if self.held_back.is_some() => !self.is_too_far_ahead(),
+            Phase::Writing(_) => {
+                !self.settles_first() || self.next < self.end() || self.waiting == 0
+            }
             Phase::Opening(..) | Phase::Closing | Phase::Finished => false,
         }
+    }
+
+    /// Whether all WRITEs have to be acknowledged before the attributes are sent. Also where those make the file
+    /// longer than what was written: see `resume.rs`.
+    fn settles_first(&self) -> bool {
+        self.settle_first || (self.version.is_some() && self.sent_to < self.end())
+    }
+
+    /// Whether the piece that was held back has to wait on.
+    fn is_too_far_ahead(&self) -> bool {
+        let first = self.writes.keys().next();
+        let (Some((offset, data)), Some(first)) = (&self.held_back, first) else {
+            return false;
+        };
+        offset + data.len() as u64 > first.saturating_add(self.span)
     }
 
     /// Sends the next WRITE, or, when all is written, the attributes and the CLOSE. Gives the tickets
@@ -323,28 +431,38 @@ impl Upload {
             return Ok(());
         };
         let handle = handle.clone();
-        let chunk = if self.failure.is_some() {
-            None
-        } else {
-            self.next_chunk()?
-        };
-        if let Some((offset, data)) = chunk {
+        if self.failure.is_some() {
+            self.held_back = None;
+        } else if self.held_back.is_none() {
+            self.held_back = self.next_chunk()?;
+        }
+        if self.is_too_far_ahead() {
+            return Ok(());
+        }
+        if let Some((offset, data)) = self.held_back.take() {
             let wide = self.wide.as_ref();
             let (lane, other) = wide
                 .and_then(|wide| wide.roomiest(remote, usize::MAX))
                 .unwrap_or((self.lane, None));
             let handle = other.unwrap_or(handle);
             self.sent += data.len() as u64;
+            self.sent_to = offset + data.len() as u64;
             self.waiting += 1;
             let write = Request::Write {
                 handle,
                 offset,
                 data,
             };
-            note(remote.send_on(lane, write));
+            let ticket = remote.send_on(lane, write);
+            self.writes.insert(offset, ticket);
+            note(ticket);
             return Ok(());
         }
-        if self.settle_first && self.waiting > 0 {
+        let settles = match self.failure {
+            None => self.settles_first(),
+            Some(_) => self.settle_first,
+        };
+        if settles && self.waiting > 0 {
             return Ok(());
         }
         if self.failure.is_none() {
@@ -369,11 +487,18 @@ impl Upload {
     /// The file can't be looked at here.
     pub fn take(
         &mut self,
-        lane: usize,
+        ticket: Ticket,
         reply: Reply,
         source: &Source,
     ) -> io::Result<Option<Outcome>> {
         self.waiting -= 1;
+        let lane = usize::from(ticket.lane);
+        if matches!(reply, Reply::Ok) {
+            // Mostly the first, or nearly so.
+            let write = self.writes.iter().find(|(_, sent)| **sent == ticket);
+            let write = write.map(|(offset, _)| *offset);
+            write.map(|offset| self.writes.remove(&offset));
+        }
         if let Some(wide) = &mut self.wide
             && lane != self.lane
         {
@@ -389,9 +514,12 @@ impl Upload {
                 return Ok(None); // more is to come in any case, the CLOSE at least
             }
         }
+        let looks = matches!(self.how, How::Behind(left) if left != Left::Nothing);
         match (reply, &mut self.phase) {
             (Reply::Handle(handle), Phase::Opening(opened, _)) => *opened = Some(handle),
             (Reply::Attrs(attrs), Phase::Opening(_, seen)) => *seen = Some(attrs),
+            // What has become of it is told by the other reply.
+            (Reply::Status(_), Phase::Opening(..)) if looks => {}
             (Reply::Status(status), _) => {
                 self.failure.get_or_insert(status);
                 self.next = u64::MAX;
@@ -409,16 +537,21 @@ impl Upload {
                 Some(handle) => Phase::Writing(handle),
                 None => Phase::Closing, // nothing is open: nothing to close
             };
-            if let Some(parts) = self.parts.take()
-                && self.failure.is_none()
-            {
-                self.failure = self.fit(parts, seen).err();
+            match std::mem::replace(&mut self.how, How::Anew) {
+                How::Behind(left) if left != Left::Nothing => self.go_on_behind(left, seen),
+                How::InPlace(Some(parts)) if self.failure.is_none() => {
+                    self.failure = self.fit(parts, seen).err();
+                }
+                How::Anew | How::Behind(_) | How::InPlace(_) => {}
             }
         }
         if !matches!(self.phase, Phase::Closing) || self.waiting > 0 {
             return Ok(None);
         }
         self.phase = Phase::Finished;
+        if self.lost {
+            return Ok(Some(Outcome::Changed)); // from the start, then
+        }
         if let Some(status) = self.failure.take() {
             return Ok(Some(Outcome::Refused(status)));
         }
@@ -435,6 +568,18 @@ impl Upload {
             Writing::No | Writing::UnderWay if linked => Outcome::Half,
             Writing::No | Writing::UnderWay => Outcome::Changed,
         }))
+    }
+
+    /// Goes on behind what an earlier session has brought, if that is there and can be written.
+    fn go_on_behind(&mut self, left: Left, seen: Option<Attrs>) {
+        if matches!(self.phase, Phase::Closing) {
+            self.lost = true;
+            return;
+        }
+        let there = seen.and_then(|attrs| attrs.size).unwrap_or(0);
+        self.next = left.trusted(there, self.stamp.size, self.span);
+        (self.sent, self.sent_to) = (self.next, self.next);
+        self.goes_on = self.next > 0;
     }
 
     /// Finds what has to be sent to a file that was seen there.
@@ -529,89 +674,4 @@ impl Upload {
         self.next = u64::MAX;
         Ok(None)
     }
-}
-
-/// Opens a file that has a name. One that has none, and is only kept open by somebody, never has one again: on
-/// a mirror it is gone.
-fn open(source: &Source, node: &NodeId) -> io::Result<Option<(File, Stat)>> {
-    let Some(file) = source.open(node)? else {
-        return Ok(None);
-    };
-    let stat = fstat(&file)?;
-    Ok((stat.st_nlink > 0).then_some((file, stat)))
-}
-
-/// How long a file is, and how much it takes on the disk, in bytes; none for one that is gone.
-///
-/// # Errors
-/// The file can't be looked at here.
-pub fn extent_now(source: &Source, node: &NodeId) -> io::Result<Option<(u64, u64)>> {
-    let found = open(source, node)?;
-    Ok(found.map(|(_, stat)| (stat.st_size as u64, allocated(&stat))))
-}
-
-/// What a file takes on the disk.
-fn allocated(stat: &Stat) -> u64 {
-    stat.st_blocks as u64 * 512
-}
-
-/// The attributes that a file has now, as they are to be set; none for one that is gone.
-///
-/// # Errors
-/// The file can't be looked at here.
-pub fn attributes_now(source: &Source, node: &NodeId, rules: Rules) -> io::Result<Vec<Attrs>> {
-    let found = open(source, node)?;
-    Ok(found.map_or(Vec::new(), |(_, stat)| attributes_in(&stat, rules)))
-}
-
-fn attributes_in(stat: &Stat, rules: Rules) -> Vec<Attrs> {
-    let owner = Owner {
-        uid: stat.st_uid,
-        gid: stat.st_gid,
-    };
-    let atime = Timestamp {
-        seconds: stat.st_atime,
-        nanoseconds: stat.st_atime_nsec as u32,
-    };
-    let mtime = mtime_of(stat);
-    let times = Some(Times { atime, mtime });
-    attributes(Some(stat.st_mode & 0o7777), Some(owner), times, rules)
-}
-
-/// Whether a file has several names.
-fn has_links(stat: &Stat) -> bool {
-    stat.st_nlink > 1
-}
-
-fn stamp_of(file: &File) -> io::Result<Stamp> {
-    let stat = fstat(file)?;
-    Ok(Stamp {
-        size: stat.st_size as u64,
-        mtime: mtime_of(&stat),
-    })
-}
-
-/// All of a file that fits one WRITE, if it has not become shorter. Whether it changed otherwise, the caller
-/// looks when it knows that nobody writes.
-fn small_file(file: &File, stamp: Stamp) -> io::Result<Option<Vec<u8>>> {
-    if stamp.size > CHUNK as u64 {
-        return Ok(None);
-    }
-    let mut bytes = vec![0; stamp.size as usize];
-    let got = read_full(file, &mut bytes, 0)?;
-    Ok(Some(bytes).filter(|_| got as u64 == stamp.size))
-}
-
-/// Reads until the buffer is full or the file ends.
-fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    let mut got = 0;
-    while got < buffer.len() {
-        match file.read_at(&mut buffer[got..], offset + got as u64) {
-            Ok(0) => break,
-            Ok(n) => got += n,
-            Err(why) if why.kind() == io::ErrorKind::Interrupted => {}
-            Err(why) => return Err(why),
-        }
-    }
-    Ok(got)
 }

@@ -423,6 +423,7 @@ fn open_flags(mode: OpenMode) -> u32 {
         OpenMode::Read => READ,
         OpenMode::Update => WRITE,
         OpenMode::Create => WRITE | CREAT | TRUNC,
+        OpenMode::Continue => WRITE | CREAT,
         OpenMode::CreateNew => WRITE | CREAT | EXCL,
     }
 }

@@ -49,6 +49,8 @@ pub struct FakeServer<'a> {
     idle: Box<dyn FnMut() + 'a>,
     /// Called before each request is carried out.
     watch: Box<dyn FnMut(&Request) + 'a>,
+    /// How much a byte of a WRITE without a reply counts: with more than one, less fits on a lane.
+    pub weight: usize,
     /// Says which requests are refused, and how.
     pub refuse: Refuse<'a>,
     /// Every request that changed something, in order, for a failing test's message.
@@ -86,6 +88,7 @@ impl<'a> FakeServer<'a> {
             batch: batch.max(1),
             idle: Box::new(idle),
             watch: Box::new(watch),
+            weight: 1,
             refuse: Box::new(|_| None),
             trace: Vec::new(),
         }
@@ -137,6 +140,7 @@ impl<'a> FakeServer<'a> {
                     OpenMode::Read => options.read(true),
                     OpenMode::Update => options.write(true),
                     OpenMode::Create => options.write(true).create(true).truncate(true),
+                    OpenMode::Continue => options.write(true).create(true),
                     OpenMode::CreateNew => options.write(true).create_new(true),
                 };
                 let file = options.open(local(&path))?;
@@ -289,8 +293,12 @@ impl Remote for FakeServer<'_> {
         queued + self.replies.len()
     }
 
-    fn unacknowledged_on(&self, _: usize) -> usize {
-        0
+    fn unacknowledged_on(&self, lane: usize) -> usize {
+        let bytes = |(_, request): &(Ticket, Request)| match request {
+            Request::Write { data, .. } => data.len(),
+            _ => 0,
+        };
+        self.queued[lane].iter().map(bytes).sum::<usize>() * self.weight
     }
 
     fn lanes(&self) -> usize {

@@ -77,7 +77,7 @@ impl<R: Remote> Pipeline<'_, R> {
         self.forget_in_flight(&mut job);
         let staged = matches!(job.stage, Stage::Ready) && !matches!(job.step, Step::Done);
         if staged && job.is_staged() {
-            let path = self.setup.place.stage(seq);
+            let path = self.setup.place.staged(job.staged());
             self.remote.send(Request::Remove { path });
         }
         let change = job.row.change.clone();

@@ -119,7 +119,7 @@ impl<R: Remote> Pipeline<'_, R> {
             parts,
         };
         // On the lane of all that becomes visible.
-        self.upload(seq, wanted, 0)?;
+        self.upload(seq, Some(wanted), 0)?;
         if matches!(self.window[index].stage, Stage::Uploading(_)) {
             self.note_in_flight(index);
             self.publishing += 1;

@@ -112,7 +112,7 @@ impl<R: Remote> Pipeline<'_, R> {
             Fate::Vacates => {
                 let path = job.row.change.path().clone();
                 let change = Change::Unlink { path };
-                let how = plan::publish(&change, job.row.seq, &self.setup.place, self.setup.rules);
+                let how = plan::publish(&change, job.staged(), &self.setup.place, self.setup.rules);
                 job.instead = Some(change);
                 return Ok(how);
             }
@@ -137,7 +137,7 @@ impl<R: Remote> Pipeline<'_, R> {
             }
             return Ok(Publish::Requests(plan::set(to, attrs, false)));
         }
-        let (place, seq) = (&self.setup.place, job.row.seq);
+        let (place, staged) = (&self.setup.place, job.staged());
         if matches!(job.stage, Stage::Gone) {
             // Nothing to be done, but what stands there has to be known.
             return Ok(Publish::Requests(plan::looks(job.change(), place)));
@@ -146,10 +146,10 @@ impl<R: Remote> Pipeline<'_, R> {
             return Ok(Publish::InPlace);
         }
         if job.anew {
-            let (from, to) = (place.stage(seq), place.path(job.row.change.path()));
+            let (from, to) = (place.staged(staged), place.path(job.row.change.path()));
             return Ok(Publish::Requests(vec![Request::PosixRename { from, to }]));
         }
-        Ok(plan::publish(job.change(), seq, place, self.setup.rules))
+        Ok(plan::publish(job.change(), staged, place, self.setup.rules))
     }
 
     /// J3: what is about to become visible is on the disk first. Requests that wait to be written are
@@ -325,8 +325,9 @@ impl<R: Remote> Pipeline<'_, R> {
     }
 
     pub(super) fn remove_staged(&mut self, seq: Seq) {
-        let lane = self.job(seq).and_then(|job| job.lane).unwrap_or(0);
-        let path = self.setup.place.stage(seq);
+        let Some(job) = self.job(seq) else { return };
+        let (lane, staged) = (job.lane.unwrap_or(0), job.staged());
+        let path = self.setup.place.staged(staged);
         self.remote.send_on(lane, Request::Remove { path });
     }
 

@@ -1,6 +1,7 @@
 //! Staging: files and symlinks made ready out of sight, as far ahead as the window reaches.
 
 use super::*;
+use crate::mirror::resume::Staged;
 use crate::mirror::upload::Wanted;
 
 /// What uploads need as long as they are under way. Kept up to date with each of their steps: there are
@@ -142,7 +143,6 @@ impl<R: Remote> Pipeline<'_, R> {
     }
 
     fn stage(&mut self, seq: Seq, lane: usize) -> Result<(), MirrorError> {
-        let place = self.setup.place.stage(seq);
         let rules = self.setup.rules;
         let Some(index) = self.index(seq) else {
             return Ok(());
@@ -176,26 +176,20 @@ impl<R: Remote> Pipeline<'_, R> {
         };
         job.lane = Some(lane);
         // A second try must not find the first one's file: it may be one that must not be written.
+        let path = self.setup.place.staged(job.staged());
         if job.restaged > 0 {
-            let path = place.clone();
+            let path = path.clone();
             self.remote.send_on(lane, Request::Remove { path });
         }
         match &job.row.change {
-            Change::Content { .. } => {
-                let wanted = Wanted {
-                    dest: place,
-                    in_place: false,
-                    parts: None,
-                };
-                self.upload(seq, wanted, lane)
-            }
+            Change::Content { .. } => self.upload(seq, None, lane),
             Change::Symlink {
                 target,
                 owner,
                 times,
                 ..
             } => {
-                let requests = plan::stage_symlink(target, *owner, *times, place.clone(), rules);
+                let requests = plan::stage_symlink(target, *owner, *times, path, rules);
                 job.stage = Stage::Symlink(requests.len(), None);
                 for request in requests {
                     let ticket = self.remote.send(request);
@@ -214,11 +208,11 @@ impl<R: Remote> Pipeline<'_, R> {
         }
     }
 
-    /// Starts an upload on a lane.
+    /// Starts an upload on a lane: into the stage, or as is wanted.
     pub(super) fn upload(
         &mut self,
         seq: Seq,
-        wanted: Wanted,
+        wanted: Option<Wanted>,
         lane: usize,
     ) -> Result<(), MirrorError> {
         let Some(job) = self.index(seq).map(|index| &mut self.window[index]) else {
@@ -229,13 +223,28 @@ impl<R: Remote> Pipeline<'_, R> {
         };
         let (source, rules) = (self.setup.source, self.setup.rules);
         // First how far the log is, then the file: see [`Covers`].
-        let upto = match wanted.parts {
-            None => self.setup.journal.head(),
-            Some(_) => self.loaded,
+        let upto = match &wanted {
+            Some(Wanted { parts: Some(_), .. }) => self.loaded,
+            Some(_) | None => self.setup.journal.head(),
         };
         let via = (&mut self.remote, lane);
-        match Upload::start(source, node, wanted, rules, via) {
+        let Setup { place, kept, .. } = &self.setup;
+        let memory = self.setup.memory;
+        let started = match wanted {
+            Some(wanted) => Upload::start(source, node, wanted, rules, via),
+            None => {
+                let place_of = |version| {
+                    let version = Some(version);
+                    let staged = Staged { seq, version };
+                    (place.staged(staged), kept.of(staged, memory))
+                };
+                Upload::make_ready(source, node, place_of, rules, via)
+            }
+        };
+        match started {
             Ok(Start::Begun(upload, tickets)) => {
+                job.version = upload.version();
+                let staged = job.staged();
                 job.stage = Stage::Uploading(upload);
                 if let Some(content) = job.content() {
                     self.covers.claim(content, upto);
@@ -245,6 +254,7 @@ impl<R: Remote> Pipeline<'_, R> {
                 }
                 self.uploading.insert(seq);
                 self.weigh(seq);
+                self.remove_left(staged);
                 Ok(())
             }
             Ok(Start::Gone) => {
@@ -260,6 +270,13 @@ impl<R: Remote> Pipeline<'_, R> {
                 change: job.row.change.to_string(),
                 why,
             }),
+        }
+    }
+
+    /// Removes what earlier sessions have left of a row, but for what is used.
+    pub(super) fn remove_left(&mut self, used: Staged) {
+        for request in self.setup.kept.forget(used, &self.setup.place) {
+            self.remote.send(request);
         }
     }
 
@@ -333,7 +350,7 @@ impl<R: Remote> Pipeline<'_, R> {
     pub(super) fn take_staged(
         &mut self,
         seq: Seq,
-        lane: usize,
+        ticket: Ticket,
         reply: Reply,
     ) -> Result<(), MirrorError> {
         let in_place = self
@@ -343,9 +360,13 @@ impl<R: Remote> Pipeline<'_, R> {
         let Some(job) = self.job(seq) else {
             return Ok(());
         };
+        let mut went_on = false;
         let outcome = match &mut job.stage {
-            Stage::Uploading(upload) => match upload.take(lane, reply, source) {
-                Ok(outcome) => outcome,
+            Stage::Uploading(upload) => match upload.take(ticket, reply, source) {
+                Ok(outcome) => {
+                    (job.arrived, went_on) = (upload.arrived(), upload.goes_on_now());
+                    outcome
+                }
                 Err(why) => {
                     return Err(MirrorError::Source {
                         change: job.row.change.to_string(),
@@ -365,6 +386,9 @@ impl<R: Remote> Pipeline<'_, R> {
                 None
             }
         };
+        if went_on {
+            self.relied_on_no_more(seq);
+        }
         let Some(outcome) = outcome else {
             self.weigh(seq);
             return Ok(());
@@ -407,8 +431,15 @@ impl<R: Remote> Pipeline<'_, R> {
 
     /// A row's content is not sent. Rows that relied on it have to see for themselves.
     pub(super) fn comes_to_nothing(&mut self, seq: Seq) {
+        if let Some(job) = self.job(seq) {
+            job.stage = Stage::Gone;
+        }
+        self.relied_on_no_more(seq);
+    }
+
+    /// A row's send covers no other one.
+    fn relied_on_no_more(&mut self, seq: Seq) {
         let Some(index) = self.index(seq) else { return };
-        self.window[index].stage = Stage::Gone;
         let Some(content) = self.window[index].content() else {
             return;
         };
