@@ -117,10 +117,16 @@ pub enum Command {
     },
 
     /// End the daemon gracefully; returns when it is gone
+    ///
+    /// Where a daemon that was killed has left its mount ("Transport endpoint is not connected"), that is taken away.
     #[command(
         after_help = "Example: proxyfs stop\nExit codes: 0 it has ended, 1 it was not running or did not end."
     )]
-    Stop,
+    Stop {
+        /// Only take away what a killed daemon left; one that runs goes on
+        #[arg(long)]
+        stale: bool,
+    },
 
     /// Have the daemon read its configuration again
     ///
@@ -210,7 +216,7 @@ mod tests {
         assert_eq!(command("proxyfs resume web2"), Command::Resume { name });
         let all = Command::TryAgain { name: None };
         assert_eq!(command("proxyfs try-again"), all);
-        assert_eq!(command("proxyfs stop"), Command::Stop);
+        assert_eq!(command("proxyfs stop"), Command::Stop { stale: false });
         assert_eq!(command("proxyfs reload"), Command::Reload);
         assert_eq!(command("proxyfs check-config"), Command::CheckConfig);
     }

@@ -128,12 +128,22 @@ pub struct Overrides {
 }
 
 impl Config {
-    /// Reads the file at `path` and the `mirrors.d/*.ini` beside it.
+    /// Reads the file at `path` and those of its [`Config::mirrors_directory`].
     ///
     /// # Errors
     /// All problems that were found, each with its file and line: see [`Fault`].
     pub fn load(path: &Path, overrides: Overrides) -> Result<Config, ConfigError> {
         load::load(path, &overrides)
+    }
+
+    /// Where the files of single mirrors are: `mirrors.d` beside `proxyfs.ini`. Beside a file of another name, `NAME.ini`, it is
+    /// `NAME.mirrors.d`, so that the daemons of several trees (`/etc/proxyfs/NAME.ini`) do not take each other's mirrors.
+    pub fn mirrors_directory(file: &Path) -> PathBuf {
+        let name = match file.file_stem().and_then(|s| s.to_str()) {
+            None | Some("proxyfs") => "mirrors.d".to_string(),
+            Some(other) => format!("{other}.mirrors.d"),
+        };
+        file.with_file_name(name)
     }
 
     /// The mirror of that name.

@@ -14,6 +14,7 @@
 //!   within ten seconds: whatever hangs then is left, and the journal is right all the same.
 
 mod identity;
+mod notify;
 mod report;
 mod workers;
 
@@ -196,6 +197,7 @@ fn serve(
             if mirrors == 1 { "" } else { "s" }
         );
     }
+    notify::ready("the mount can be used");
     let mut ticks = 0u32;
     let mut next_tick = Instant::now() + TICK;
     loop {
@@ -205,7 +207,9 @@ fn serve(
                 break;
             }
             Ok(Event::Reload(answer)) => {
+                notify::reloading();
                 let done = reload(shared, log, overrides);
+                notify::ready("the mount can be used");
                 match &done {
                     Ok(what) => log::info!("configuration read again: {what}"),
                     // Each problem has a line of its own.
@@ -239,6 +243,7 @@ fn serve(
             }
         }
     }
+    notify::stopping();
     control.stop();
     drop(pid);
     Ok(())

@@ -5,6 +5,7 @@ use proxyfs::cli::{Arguments, Command};
 use proxyfs::config::{Config, ConfigError, Overrides};
 use proxyfs::control::{ControlError, ControlRequest, call, socket_path};
 use proxyfs::daemon;
+use proxyfs::mount;
 use proxyfs::pages;
 use proxyfs::status::{Status, Task, show};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -135,7 +136,7 @@ fn command(arguments: Arguments) -> Result<(), Failure> {
             let answer = answer.map_err(Failure::new)?;
             print(&format!("{}\n", answer.as_str().unwrap_or_default()))
         }
-        Command::Stop => stop(&load()?),
+        Command::Stop { stale } => stop(&load()?, stale),
         Command::Pages { directory } => pages::write(&directory).map_err(Failure::new),
     }
 }
@@ -165,9 +166,22 @@ fn tell(config: &Config, request: &ControlRequest) -> Result<(), Failure> {
         .map_err(Failure::new)
 }
 
-/// Tells the daemon to stop and waits until it is gone: its process has ended, and with it its mount.
-fn stop(config: &Config) -> Result<(), Failure> {
-    let status = ask(config, &ControlRequest::Status, Some(ANSWER_WITHIN)).map_err(Failure::new)?;
+/// Tells the daemon to stop and waits until it is gone: its process has ended, and with it its mount. The mount of a
+/// daemon that was killed is taken away; `stale`: only that.
+fn stop(config: &Config, stale: bool) -> Result<(), Failure> {
+    let cleared = || mount::clear_stale(&config.mount_point).map_err(Failure::new);
+    if stale {
+        return cleared().map(drop);
+    }
+    let status = match ask(config, &ControlRequest::Status, Some(ANSWER_WITHIN)) {
+        Err(ControlError::NotRunning { .. }) if cleared()? => {
+            return print(&format!(
+                "the daemon was not running; what it had left at {} is taken away\n",
+                config.mount_point.display()
+            ));
+        }
+        status => status.map_err(Failure::new)?,
+    };
     let pid = status
         .get("pid")
         .and_then(Value::as_i64)

@@ -543,6 +543,30 @@ fn the_example_file_is_what_the_table_of_settings_makes() {
     );
 }
 
+#[test]
+fn the_trees_of_one_directory_do_not_share_their_mirrors() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = [("proxyfs.ini", "mirrors.d"), ("shop.ini", "shop.mirrors.d")];
+    for (file, directory) in names {
+        std::fs::write(
+            dir.path().join(file),
+            "[proxyfs]\nsource = /srv/www\nmount_point = /srv/www\n",
+        )
+        .unwrap();
+        let of = Config::mirrors_directory(&dir.path().join(file));
+        assert_eq!(of, dir.path().join(directory));
+        std::fs::create_dir(&of).unwrap();
+        let name = file.trim_end_matches(".ini");
+        let text = format!("[mirror {name}]\nhost = h\nuser = u\npath = /{name}\n");
+        std::fs::write(of.join(format!("{name}.ini")), text).unwrap();
+    }
+    for (file, _) in names {
+        let config = Config::load(&dir.path().join(file), Overrides::default()).unwrap();
+        let mirrors: Vec<&str> = config.mirrors.iter().map(|m| m.name.as_str()).collect();
+        assert_eq!(mirrors, [file.trim_end_matches(".ini")]);
+    }
+}
+
 /// Rewrites `proxyfs.ini.example`: `make example`.
 #[test]
 #[ignore = "writes proxyfs.ini.example; run by `make example`"]

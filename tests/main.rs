@@ -27,5 +27,6 @@ mod replay;
 mod resume;
 mod round_trips;
 mod servers;
+mod service;
 mod sftp;
 mod wide;

@@ -261,12 +261,9 @@ impl Loader {
         place
     }
 
-    /// The files of `mirrors.d`, by name. That the directory is missing is fine.
+    /// The files of [`Config::mirrors_directory`], by name. That the directory is missing is fine.
     fn mirror_files(&mut self) {
-        let directory = match self.config.file.parent() {
-            Some(parent) => parent.join("mirrors.d"),
-            None => return,
-        };
+        let directory = Config::mirrors_directory(&self.config.file);
         let names = std::fs::read_dir(&directory)
             .and_then(|entries| entries.map(|e| e.map(|e| e.file_name())).collect());
         let mut names: Vec<_> = match names {

@@ -261,7 +261,8 @@ pub fn example() -> String {
     for line in [
         "",
         "# One such section for each mirror, here or in a file of its own: mirrors.d/NAME.ini beside",
-        "# this file. NAME is up to you: letters, digits, `-`, `_`, `.`.",
+        "# proxyfs.ini (beside a TREE.ini: TREE.mirrors.d/NAME.ini). NAME is up to you: letters, digits,",
+        "# `-`, `_`, `.`.",
         "[mirror web2]",
     ] {
         text.push_str(line);

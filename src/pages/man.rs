@@ -314,7 +314,8 @@ pub(super) fn settings_page(date: &str) -> String {
         "Sections in brackets, and below them lines `name = value`. A comment is a line of its own that begins with # or ;. \
          Durations have a unit: `500ms`, `5s`, `10m`, `2h`, `1d`.\n\n\
          There is one section [proxyfs] and one [mirror NAME] for each mirror. A mirror may have a file of its own \
-         instead, `mirrors.d/NAME.ini` in the directory of the configuration. NAME is up to you: letters, digits, `-`, `_`, `.`.\n\n\
+         instead, `mirrors.d/NAME.ini` in the directory of proxyfs.ini. (Beside a configuration of another name, `TREE.ini`, \
+         it is `TREE.mirrors.d/NAME.ini`: each tree has its own mirrors.) NAME is up to you: letters, digits, `-`, `_`, `.`.\n\n\
          An unknown section or name, a bad value or one that is given twice is an error, and nothing is started or changed \
          then. `proxyfs check-config` shows every problem with its line; `proxyfs reload` has the daemon read the file again.",
     );
