@@ -134,6 +134,14 @@ pub enum Command {
     #[command(after_help = "Example: proxyfs check-config && proxyfs reload")]
     Reload,
 
+    /// Send a test mail as [mail] in the configuration says, and show what the mail server said
+    ///
+    /// The running daemon sends it, with the configuration that it uses; without a daemon this
+    /// command does. What could not be mailed so far is tried again at once if it succeeds.
+    #[command(after_help = "Example: proxyfs test-mail\n\
+                      Exit codes: 0 the mail was taken, 1 it was not.")]
+    TestMail,
+
     /// Check the configuration without acting on it
     #[command(after_help = "Example: proxyfs check-config --config ./new.ini\n\
                       Exit codes: 0 it is good, 2 it is not; every problem is a line with file and line number.")]
@@ -218,6 +226,7 @@ mod tests {
         assert_eq!(command("proxyfs try-again"), all);
         assert_eq!(command("proxyfs stop"), Command::Stop { stale: false });
         assert_eq!(command("proxyfs reload"), Command::Reload);
+        assert_eq!(command("proxyfs test-mail"), Command::TestMail);
         assert_eq!(command("proxyfs check-config"), Command::CheckConfig);
     }
 

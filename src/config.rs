@@ -17,7 +17,7 @@ pub mod text;
 pub mod values;
 
 pub use problem::{ConfigError, Fault, Problem};
-pub use settings::{Absent, Apply, SETTINGS, Setting, example};
+pub use settings::{Absent, Apply, SETTINGS, Section, Setting, example};
 
 use crate::exclude::Exclude;
 use bandwidth::Bandwidth;
@@ -53,10 +53,49 @@ pub struct Config {
     pub flush_max: Duration,
     /// What is not mirrored.
     pub exclude: Exclude,
+    /// Who is told, and how.
+    pub mail: MailConfig,
     /// The mirrors, those of the main file first, then those of `mirrors.d` by name.
     pub mirrors: Vec<MirrorConfig>,
     /// What is allowed but probably not meant, a line each.
     pub warnings: Vec<String>,
+}
+
+/// Who is told of what needs a person, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct MailConfig {
+    /// Who gets the mails; empty: there is no section `[mail]`, and nobody does.
+    pub to: Vec<String>,
+    /// The sender; none: proxyfs at this host's name.
+    pub from: Option<String>,
+    /// The mail server and its port; none: `sendmail` is set.
+    pub smtp: Option<(String, Option<u16>)>,
+    /// How the connection to it is protected.
+    pub tls: Tls,
+    /// A further certificate that vouches for the server's.
+    pub ca_file: Option<PathBuf>,
+    /// The name to log in with.
+    pub user: Option<String>,
+    /// The file whose first line is the password; set where `user` is.
+    pub password_file: Option<PathBuf>,
+    /// The program that takes a mail on its standard input; none: `smtp` is set.
+    pub sendmail: Option<PathBuf>,
+    /// A mirror that is out of reach, or behind, for so long is worth a mail; at least 1 s.
+    pub alert_after: Duration,
+    /// Within this time at most three mails are sent; at least 1 s.
+    pub digest: Duration,
+}
+
+/// How a connection is protected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Tls {
+    /// By STARTTLS, which the server must offer.
+    #[default]
+    StartTls,
+    /// By TLS from the first byte.
+    FromTheStart,
+    /// Not at all.
+    None,
 }
 
 /// One mirror.
@@ -165,6 +204,7 @@ impl Config {
             flush_after: Duration::ZERO,
             flush_max: Duration::ZERO,
             exclude: Exclude::default(),
+            mail: MailConfig::default(),
             mirrors: Vec::new(),
             warnings: Vec::new(),
         }

@@ -71,6 +71,8 @@ pub enum ControlRequest {
         /// On this mirror only.
         mirror: Option<String>,
     },
+    /// A test mail is sent; the answer says how that went.
+    TestMail,
     /// The daemon ends gracefully.
     Stop,
     /// The daemon reads its configuration again.
@@ -94,6 +96,7 @@ impl ControlRequest {
             ControlRequest::TryAgain { mirror } => {
                 json!({"command": "try-again", "mirror": mirror})
             }
+            ControlRequest::TestMail => json!({"command": "test-mail"}),
             ControlRequest::Stop => json!({"command": "stop"}),
             ControlRequest::Reload => json!({"command": "reload"}),
         }
@@ -127,6 +130,7 @@ impl ControlRequest {
             "pause" => ControlRequest::Pause { mirror: named()? },
             "resume" => ControlRequest::Resume { mirror: named()? },
             "try-again" => ControlRequest::TryAgain { mirror },
+            "test-mail" => ControlRequest::TestMail,
             "stop" => ControlRequest::Stop,
             "reload" => ControlRequest::Reload,
             _ => {

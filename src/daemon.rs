@@ -16,8 +16,10 @@
 mod identity;
 mod notify;
 mod report;
+mod watch;
 mod workers;
 
+use crate::alarm::{Alarm, Kind, Report};
 use crate::cli::CONFIG_VARIABLE;
 use crate::config::{Config, Overrides};
 use crate::control::{ControlRequest, ControlServer, Handler, socket_path};
@@ -34,7 +36,7 @@ use std::fmt;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use workers::Workers;
 
@@ -49,6 +51,9 @@ const TICK: Duration = Duration::from_millis(500);
 
 /// How often the journal is tidied up, in ticks.
 const MAINTAIN_EVERY: u32 = 10;
+
+/// How long what is to be mailed may keep the daemon from ending; it is mailed after the next start else.
+const LAST_MAIL_WITHIN: Duration = Duration::from_secs(3);
 
 /// How long the workers of changed mirrors have to end at a reload.
 const RELOAD_WITHIN: Duration = Duration::from_secs(4);
@@ -85,6 +90,10 @@ struct Shared {
     journal: Arc<Journal>,
     workers: Workers,
     config: std::sync::Mutex<Config>,
+    /// Set before anybody can ask for it.
+    alarm: OnceLock<Alarm>,
+    /// Why the journal could not be tidied up last, if so.
+    untidy: std::sync::Mutex<Option<String>>,
     events: Sender<Event>,
 }
 
@@ -94,6 +103,32 @@ impl Shared {
         self.config
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Why the journal could not be tidied up last, if so.
+    fn untidy(&self) -> Option<String> {
+        let untidy = self.untidy.lock();
+        untidy
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Removes from the journal what is not needed any more. A failure is logged once, and mailed.
+    fn tidy_up(&self) {
+        let failed = self.journal.maintain().err().map(|why| why.to_string());
+        let untidy = self.untidy.lock();
+        let mut untidy = untidy.unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(why) = failed.as_ref().filter(|why| untidy.as_ref() != Some(*why)) {
+            log::error!("the journal could not be tidied up: {why}");
+        }
+        *untidy = failed;
+    }
+
+    /// Tells of something that happened once.
+    fn tell_of(&self, kind: Kind, mirror: &str, reason: &str) {
+        if let Some(alarm) = self.alarm.get() {
+            alarm.happened(kind, mirror, reason);
+        }
     }
 }
 
@@ -168,6 +203,8 @@ fn run_with(config: Config, overrides: Overrides, log: &LogHandle) -> Result<(),
         journal,
         workers,
         config: config.into(),
+        alarm: OnceLock::new(),
+        untidy: std::sync::Mutex::new(None),
         events,
     });
     let served = serve(&shared, &mounted, &run_dir, &inbox, log, &overrides);
@@ -184,6 +221,11 @@ fn serve(
     log: &LogHandle,
     overrides: &Overrides,
 ) -> Result<(), DaemonError> {
+    let watched = Arc::clone(shared);
+    let look = Box::new(move |told: &_| watch::sight(&watched, told));
+    let alarm =
+        Alarm::start(&shared.config(), Arc::clone(&shared.journal), look).map_err(failed)?;
+    let _ = shared.alarm.set(alarm); // nobody else does
     let handler = Arc::clone(shared) as Arc<dyn Handler>;
     let control = ControlServer::start(&socket_path(run_dir), handler).map_err(failed)?;
     let pid = PidFile::write(run_dir)?;
@@ -228,17 +270,18 @@ fn serve(
                 ticks = ticks.wrapping_add(1);
                 shared.local.flush_due(Instant::now());
                 if !mounted.is_mounted() {
-                    log::warn!(
-                        "{} was unmounted: stopping",
-                        mounted.mount_point().display()
-                    );
+                    let place = mounted.mount_point().display();
+                    log::warn!("{place} was unmounted: stopping");
+                    let reason = format!("{place} was unmounted, not by the daemon");
+                    shared.tell_of(Kind::Unmounted, "", &reason);
                     break;
                 }
                 if ticks.is_multiple_of(MAINTAIN_EVERY) {
-                    shared.workers.revive();
-                    if let Err(why) = shared.journal.maintain() {
-                        log::error!("the journal could not be tidied up: {why}");
+                    for name in shared.workers.revive() {
+                        let reason = "its thread ended by itself: see the daemon's log";
+                        shared.tell_of(Kind::WorkerDied, &name, reason);
                     }
+                    shared.tidy_up();
                 }
             }
         }
@@ -263,6 +306,9 @@ fn take_down(shared: &Arc<Shared>, mounted: Mounted) -> Result<(), DaemonError> 
     let flushed = shared.local.flush_all();
     if let Err(why) = &flushed {
         log::error!("not everything that was written is in the log: {why}");
+    }
+    if let Some(alarm) = shared.alarm.get() {
+        alarm.stop(Instant::now() + LAST_MAIL_WITHIN);
     }
     shared.workers.stop(deadline);
     shared.journal.sync().map_err(failed)?;
@@ -303,6 +349,10 @@ fn reload(shared: &Shared, log: &LogHandle, overrides: &Overrides) -> Result<Str
     }
     let mut config = shared.config();
     config.mirrors = new.mirrors;
+    config.mail = new.mail;
+    if let Some(alarm) = shared.alarm.get() {
+        alarm.reload(&config);
+    }
     config.log_file = new.log_file;
     config.log_level = new.log_level;
     Ok(what)
@@ -340,6 +390,11 @@ impl Handler for Shared {
             ControlRequest::TryAgain { mirror } => {
                 self.workers.try_again(mirror.as_deref())?;
                 Ok(json!(null))
+            }
+            ControlRequest::TestMail => {
+                let config = self.config().clone();
+                let alarm = self.alarm.get().ok_or("the daemon is just starting")?;
+                alarm.test(&config).map(Value::from)
             }
             ControlRequest::Stop => self.tell(Event::Stop("asked to by `proxyfs stop`")),
             ControlRequest::Reload => {
@@ -421,6 +476,14 @@ impl Drop for PidFile {
 /// There is no journal, or it can't be read.
 pub fn status_from_journal(config: &Config) -> Result<crate::status::Status, DaemonError> {
     report::offline_status(config).map_err(failed)
+}
+
+/// Sends a test mail where no daemon does; says how it went.
+///
+/// # Errors
+/// What the mail server said, or what else went wrong.
+pub fn test_mail(config: &Config) -> Result<String, DaemonError> {
+    crate::alarm::send_test(config, &Report::default(), &[]).map_err(failed)
 }
 
 /// What `tasks` tells when no daemon answers; and how many more there are.

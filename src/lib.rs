@@ -4,6 +4,7 @@
 //! mirror host. The journal is the only wall between the file system side and the network side.
 //! ARCHITECTURE.md has the promises, the invariants and where each is kept.
 
+pub mod alarm;
 pub mod change;
 pub mod cli;
 pub mod config;

@@ -24,6 +24,9 @@ const WRONG: u8 = 2;
 /// The longest wait for an answer that should come at once.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 
+/// The longest wait for a mail server: it has a time for each step of the conversation.
+const MAILED_WITHIN: Duration = Duration::from_secs(180);
+
 /// How long `stop` waits for the daemon to be gone: a little longer than that takes at most.
 const GONE_WITHIN: Duration = Duration::from_secs(20);
 
@@ -135,6 +138,18 @@ fn command(arguments: Arguments) -> Result<(), Failure> {
             let answer = ask(&load()?, &ControlRequest::Reload, Some(ANSWER_WITHIN));
             let answer = answer.map_err(Failure::new)?;
             print(&format!("{}\n", answer.as_str().unwrap_or_default()))
+        }
+        Command::TestMail => {
+            let config = load()?;
+            let said = match ask(&config, &ControlRequest::TestMail, Some(MAILED_WITHIN)) {
+                Ok(answer) => answer.as_str().unwrap_or_default().to_string(),
+                Err(ControlError::NotRunning { .. }) => {
+                    let said = daemon::test_mail(&config).map_err(Failure::new)?;
+                    format!("the daemon is not running; sent by this command: {said}")
+                }
+                Err(why) => return Err(Failure::new(why)),
+            };
+            print(&format!("{said}\n"))
         }
         Command::Stop { stale } => stop(&load()?, stale),
         Command::Pages { directory } => pages::write(&directory).map_err(Failure::new),

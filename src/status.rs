@@ -27,6 +27,34 @@ pub struct Status {
     pub log_bytes: u64,
     /// The mirrors, in the order of the configuration.
     pub mirrors: Vec<MirrorStatus>,
+    /// How mails get away; none: nobody is mailed.
+    pub mail: Option<MailStatus>,
+    /// What is wrong and has been told.
+    pub alarms: Vec<AlarmStatus>,
+}
+
+/// How mails get away.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct MailStatus {
+    /// How many pieces of news wait to be mailed.
+    pub waiting: u64,
+    /// Why they cannot be.
+    pub last_error: Option<String>,
+    /// For how long they could not be.
+    pub failing_seconds: Option<u64>,
+}
+
+/// Something that is wrong and has been told.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AlarmStatus {
+    /// What: the word that hooks get too.
+    pub kind: String,
+    /// With which mirror.
+    pub mirror: Option<String>,
+    /// Since when.
+    pub seconds: u64,
+    /// Why.
+    pub reason: String,
 }
 
 /// One mirror.
@@ -168,6 +196,14 @@ impl Status {
             "read_only": self.read_only,
             "log": {"last_seq": self.last_seq, "bytes": self.log_bytes},
             "mirrors": self.mirrors.iter().map(MirrorStatus::to_json).collect::<Vec<_>>(),
+            "mail": self.mail.as_ref().map(|m| json!({
+                "waiting": m.waiting,
+                "last_error": m.last_error,
+                "failing_seconds": m.failing_seconds,
+            })),
+            "alarms": self.alarms.iter().map(|a| json!({
+                "kind": a.kind, "mirror": a.mirror, "seconds": a.seconds, "reason": a.reason,
+            })).collect::<Vec<_>>(),
         })
     }
 
@@ -186,6 +222,14 @@ impl Status {
             last_seq: log.number("last_seq")?,
             log_bytes: log.number("bytes")?,
             mirrors: list(fields.get("mirrors")?, "mirrors", MirrorStatus::from_json)?,
+            mail: match value.get("mail") {
+                None | Some(Value::Null) => None,
+                Some(mail) => Some(mail_from_json(mail)?),
+            },
+            alarms: match value.get("alarms") {
+                None => Vec::new(),
+                Some(alarms) => list(alarms, "alarms", alarm_from_json)?,
+            },
         })
     }
 }
@@ -292,6 +336,25 @@ impl Task {
     }
 }
 
+fn mail_from_json(value: &Value) -> Result<MailStatus, StatusError> {
+    let fields = Fields::of(value, "mail")?;
+    Ok(MailStatus {
+        waiting: fields.number("waiting")?,
+        last_error: fields.maybe_text("last_error")?,
+        failing_seconds: fields.maybe_number("failing_seconds")?,
+    })
+}
+
+fn alarm_from_json(value: &Value) -> Result<AlarmStatus, StatusError> {
+    let fields = Fields::of(value, "alarms")?;
+    Ok(AlarmStatus {
+        kind: fields.text("kind")?,
+        mirror: fields.maybe_text("mirror")?,
+        seconds: fields.number("seconds")?,
+        reason: fields.text("reason")?,
+    })
+}
+
 fn bad(field: &str) -> StatusError {
     StatusError(field.to_string())
 }
@@ -378,6 +441,17 @@ mod tests {
                     unsupported: vec!["hardlink@openssh.com".into()],
                 })
                 .collect(),
+            mail: Some(MailStatus {
+                waiting: 1,
+                last_error: Some("no route".into()),
+                failing_seconds: Some(2),
+            }),
+            alarms: vec![AlarmStatus {
+                kind: "stopped".into(),
+                mirror: Some("web2".into()),
+                seconds: 9,
+                reason: "no key".into(),
+            }],
         }
     }
 
@@ -418,7 +492,12 @@ mod tests {
             keys.sort();
             keys.join(" ")
         };
-        assert_eq!(keys(&json), "log mirrors mount_point pid read_only source");
+        assert_eq!(
+            keys(&json),
+            "alarms log mail mirrors mount_point pid read_only source"
+        );
+        assert_eq!(keys(&json["mail"]), "failing_seconds last_error waiting");
+        assert_eq!(keys(&json["alarms"][0]), "kind mirror reason seconds");
         assert_eq!(keys(&json["log"]), "bytes last_seq");
         assert_eq!(
             keys(&json["mirrors"][0]),

@@ -230,8 +230,32 @@ fn each_mistake_is_one_line_that_says_where_and_what_to_do() {
             "proxyfs.ini:8: unknown section `[Proxyfs]`: did you mean [proxyfs]?",
         ),
         (
+            mirror("[maill]"),
+            "proxyfs.ini:8: unknown section `[maill]`: did you mean [mail]?",
+        ),
+        (
+            mirror("[backup]"),
+            "proxyfs.ini:8: unknown section `[backup]`: known are [proxyfs], [mail] and [mirror NAME]",
+        ),
+        (
             mirror("[mail]"),
-            "proxyfs.ini:8: unknown section `[mail]`: known are [proxyfs] and [mirror NAME]",
+            "proxyfs.ini:8: `to` is missing in [mail]: add a line such as `to = admin@example.com`\n\
+             proxyfs.ini:8: say how mails are sent: `smtp = HOST`, or `sendmail = /usr/sbin/sendmail` where \
+             this host sends mails by itself",
+        ),
+        (
+            mirror("[mail]\nto = a@b.c\nsmtp = mx:99999\nsendmail = /usr/sbin/sendmail\nuser = me"),
+            "proxyfs.ini:10: bad value `mx:99999` for `smtp`: the port behind the `:`: it must be a whole number \
+             from 1 to 65535, such as 1\n\
+             proxyfs.ini:11: `smtp` and `sendmail` are two ways for the same mails: remove one of them\n\
+             proxyfs.ini:12: `user` and `password_file` belong together: set both, or none where the mail server \
+             wants no login",
+        ),
+        (
+            mirror("[mail]\nto = a@b.c, nobody\nsmtp = mx\ntls = yes"),
+            "proxyfs.ini:9: bad value `a@b.c, nobody` for `to`: it must be a mail address, such as \
+             admin@example.com\n\
+             proxyfs.ini:11: bad value `yes` for `tls`: it must be starttls, tls or none",
         ),
         (
             mirror(MIRROR),
@@ -576,8 +600,18 @@ fn write_the_example_file() {
 
 #[test]
 fn what_the_example_shows_as_defaults_are_the_defaults() {
-    let short = load(&config::example());
-    let mut long = config::example();
+    let whole = config::example();
+    let short = load(&whole);
+    // What it takes to have mails: its head, to whom, and how.
+    let mut long = whole
+        .replace("\n#[mail]\n", "\n[mail]\n")
+        .replace("\n#to = ", "\nto = ")
+        .replace("\n#smtp = ", "\nsmtp = ");
+    let short = Config {
+        mail: load(&long).mail,
+        ..short
+    };
+    assert_eq!(short.mail.to, ["admin@example.com"]);
     for setting in SETTINGS {
         if let Absent::Default(value) = setting.absent {
             let line = format!("{} = {value}\n", setting.name);

@@ -12,6 +12,7 @@ mod commands;
 mod config;
 mod cuts;
 mod excluded;
+mod mails;
 mod markers;
 mod mirror_copies;
 mod mirror_errors;

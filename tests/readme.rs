@@ -65,7 +65,7 @@ fn the_readme_lists_the_settings_with_their_defaults() {
     let readme = read("README.md");
     let found = rows(&readme, "| setting | default | meaning |");
     assert!(found == expected, "it should be:\n{}", expected.join("\n"));
-    assert!(SETTINGS.is_sorted_by_key(|s| s.is_of_mirror()));
+    assert!(SETTINGS.is_sorted_by_key(|s| s.section()));
 }
 
 #[test]
@@ -124,12 +124,13 @@ fn the_commands_in_the_readme_are_commands() {
 fn the_configurations_in_the_readme_are_accepted() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("proxyfs.ini");
-    let [main, second] = blocks(&read("README.md"), "ini").try_into().unwrap();
-    fs::write(&file, main).unwrap();
+    let [main, second, mail] = blocks(&read("README.md"), "ini").try_into().unwrap();
+    fs::write(&file, main + &mail).unwrap();
     fs::create_dir(dir.path().join("mirrors.d")).unwrap();
     fs::write(dir.path().join("mirrors.d/web3.ini"), second).unwrap();
     let config = Config::load(&file, Overrides::default()).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(config.mirrors.len(), 2);
+    assert_eq!(config.mail.to, ["admin@example.com"]);
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
 }
 

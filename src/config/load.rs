@@ -8,7 +8,7 @@
 use super::problem::{self, ConfigError, Fault, Problem};
 use super::text::{self, RawSection};
 use super::values::{self, Refusal};
-use super::{Absent, Apply, Config, Login, MirrorConfig, Overrides, SETTINGS};
+use super::{Absent, Apply, Config, Login, MirrorConfig, Overrides, SETTINGS, Section, Tls};
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -25,6 +25,7 @@ pub(super) fn load(path: &Path, overrides: &Overrides) -> Result<Config, ConfigE
     loader.mirror_files();
     loader.check_paths();
     loader.check_times();
+    loader.check_mail();
     loader.check_mirrors();
     let mut config = loader.config;
     if !loader.problems.is_empty() {
@@ -61,6 +62,8 @@ struct Loader {
     config: Config,
     /// Where `[proxyfs]` is.
     main: Place,
+    /// Where `[mail]` is, if it is.
+    mail: Option<Place>,
     /// Where each of `config.mirrors` is.
     places: Vec<Place>,
     problems: Vec<Problem>,
@@ -75,6 +78,7 @@ impl Loader {
                 keys: HashMap::new(),
             },
             config: Config::blank(file),
+            mail: None,
             places: Vec::new(),
             problems: Vec::new(),
         }
@@ -108,22 +112,23 @@ impl Loader {
         let Some(sections) = self.sections(&file) else {
             return;
         };
-        let mut main = RawSection {
-            name: "proxyfs".to_string(),
+        let absent = |name: &str| RawSection {
+            name: name.to_string(),
             line: 0,
             entries: Vec::new(),
         };
+        let mut only = [absent("proxyfs"), absent("mail")];
         let mut mirrors = Vec::new();
         for section in sections {
-            if section.name == "proxyfs" {
-                if main.line > 0 {
+            if let Some(place) = only.iter_mut().find(|s| s.name == section.name) {
+                if place.line > 0 {
                     let fault = Fault::DuplicateSection {
                         name: section.name,
-                        first: format!("line {}", main.line),
+                        first: format!("line {}", place.line),
                     };
                     self.problem(&file, Some(section.line), fault);
                 } else {
-                    main = section;
+                    *place = section;
                 }
             } else if let Some(name) = mirror_of(&section.name) {
                 mirrors.push((name.to_string(), section));
@@ -135,7 +140,9 @@ impl Loader {
                 self.problem(&file, Some(section.line), fault);
             }
         }
+        let [main, mail] = only;
         self.main_section(&main, overrides);
+        self.mail_section(&file, &mail);
         for (name, section) in mirrors {
             self.mirror_section(&file, &name, &section);
         }
@@ -147,10 +154,16 @@ impl Loader {
         let mut known = Vec::new();
         known.extend(overrides.source.as_ref().map(|_| "source"));
         known.extend(overrides.mount_point.as_ref().map(|_| "mount_point"));
-        self.main = self.fill(&file, section, false, &known, |apply, value| match apply {
-            Apply::Proxyfs(apply) => apply(&mut config, value),
-            Apply::Mirror(_) => Ok(()),
-        });
+        self.main = self.fill(
+            &file,
+            section,
+            Section::Proxyfs,
+            &known,
+            |apply, value| match apply {
+                Apply::Proxyfs(apply) => apply(&mut config, value),
+                Apply::Mail(_) | Apply::Mirror(_) => Ok(()),
+            },
+        );
         if let Some(path) = &overrides.source {
             config.source = absolute(path);
         }
@@ -158,6 +171,24 @@ impl Loader {
             config.mount_point = absolute(path);
         }
         self.config = config;
+    }
+
+    /// Where there is no such section nothing of it is required, and the times have their defaults all the same.
+    fn mail_section(&mut self, file: &Path, section: &RawSection) {
+        let mut mail = self.config.mail.clone();
+        let known: &[&str] = if section.line > 0 { &[] } else { &["to"] };
+        let place = self.fill(
+            file,
+            section,
+            Section::Mail,
+            known,
+            |apply, value| match apply {
+                Apply::Mail(apply) => apply(&mut mail, value),
+                Apply::Proxyfs(_) | Apply::Mirror(_) => Ok(()),
+            },
+        );
+        self.config.mail = mail;
+        self.mail = Some(place).filter(|_| section.line > 0);
     }
 
     fn mirror_section(&mut self, file: &Path, name: &str, section: &RawSection) {
@@ -179,21 +210,26 @@ impl Loader {
             return self.problem(file, Some(section.line), fault);
         }
         let mut mirror = MirrorConfig::blank(name.to_string());
-        let place = self.fill(file, section, true, &[], |apply, value| match apply {
-            Apply::Mirror(apply) => apply(&mut mirror, value),
-            Apply::Proxyfs(_) => Ok(()),
-        });
+        let place = self.fill(
+            file,
+            section,
+            Section::Mirror,
+            &[],
+            |apply, value| match apply {
+                Apply::Mirror(apply) => apply(&mut mirror, value),
+                Apply::Proxyfs(_) | Apply::Mail(_) => Ok(()),
+            },
+        );
         self.config.mirrors.push(mirror);
         self.places.push(place);
     }
 
-    /// Goes through the keys of one section, one of a mirror or `[proxyfs]`, and has `apply` take
-    /// the values and defaults. Keys in `known` may be missing.
+    /// Goes through the keys of one section, which is of that `kind`, and has `apply` take the values and defaults. Keys in `known` may be missing.
     fn fill(
         &mut self,
         file: &Path,
         section: &RawSection,
-        of_mirror: bool,
+        kind: Section,
         known: &[&str],
         mut apply: impl FnMut(Apply, &str) -> Result<(), Refusal>,
     ) -> Place {
@@ -203,7 +239,7 @@ impl Loader {
             line,
             keys: HashMap::new(),
         };
-        let settings = || SETTINGS.iter().filter(|s| s.is_of_mirror() == of_mirror);
+        let settings = || SETTINGS.iter().filter(|s| s.section() == kind);
         for setting in settings() {
             let Some(entry) = section.entries.iter().find(|e| e.key == setting.name) else {
                 match setting.absent {
@@ -243,7 +279,7 @@ impl Loader {
                 None => {
                     let section = section.name.clone();
                     let names: Vec<&str> = settings().map(|s| s.name).collect();
-                    let advice = unknown_key(&key, &names);
+                    let advice = unknown_key(&key, &names, kind);
                     let fault = Fault::UnknownKey {
                         key,
                         section,
@@ -410,6 +446,42 @@ impl Loader {
         }
     }
 
+    fn check_mail(&mut self) {
+        let (Some(place), mail) = (&self.mail, &self.config.mail) else {
+            return;
+        };
+        let has = |key| place.keys.contains_key(key);
+        let mut conflicts: Vec<(&[&str], &str)> = Vec::new();
+        if has("smtp") && has("sendmail") {
+            let why = "`smtp` and `sendmail` are two ways for the same mails: remove one of them";
+            conflicts.push((&["sendmail"], why));
+        }
+        if !has("smtp") && !has("sendmail") {
+            let why = "say how mails are sent: `smtp = HOST`, or `sendmail = /usr/sbin/sendmail` where \
+                       this host sends mails by itself";
+            conflicts.push((&[], why));
+        }
+        if has("user") != has("password_file") {
+            let why = "`user` and `password_file` belong together: set both, or none where the mail \
+                       server wants no login";
+            conflicts.push((&["user", "password_file"], why));
+        }
+        let file = place.file.clone();
+        let found = conflicts.into_iter();
+        let found: Vec<_> = found.map(|(keys, why)| (place.of(keys), why)).collect();
+        let user = place.of(&["user"]);
+        if mail.user.is_some() && mail.tls == Tls::None {
+            self.config.warnings.push(format!(
+                "{}:{}: with `tls = none` the password is sent as it is: whoever hears the line has it",
+                file.display(),
+                user.unwrap_or(1)
+            ));
+        }
+        for (line, why) in found {
+            self.problem(&file, line, Fault::Conflict(why.to_string()));
+        }
+    }
+
     fn check_mirrors(&mut self) {
         let mut seen: HashMap<(String, u16, &str, &str), &str> = HashMap::new();
         let mut conflicts = Vec::new();
@@ -445,10 +517,10 @@ impl Loader {
 
 /// What to write instead of an unknown key: the near miss of this section, or the section where such
 /// a key belongs.
-fn unknown_key(key: &str, names: &[&str]) -> String {
-    match SETTINGS.iter().find(|s| s.name == key) {
-        Some(other) if other.is_of_mirror() => "it belongs into [mirror NAME]".to_string(),
-        Some(_) => "it belongs into [proxyfs]".to_string(),
+fn unknown_key(key: &str, names: &[&str], kind: Section) -> String {
+    let other = SETTINGS.iter().filter(|s| s.section() != kind);
+    match other.into_iter().find(|s| s.name == key) {
+        Some(other) => format!("it belongs into {}", other.section().head()),
         None => problem::advice(key, names),
     }
 }
@@ -456,10 +528,10 @@ fn unknown_key(key: &str, names: &[&str]) -> String {
 /// What to write instead of an unknown section.
 fn unknown_section(name: &str) -> String {
     let (word, rest) = name.split_once(' ').unwrap_or((name, "NAME"));
-    match problem::nearest(word, &["proxyfs", "mirror", "mirrors"]) {
-        Some("proxyfs") => "did you mean [proxyfs]?".to_string(),
+    match problem::nearest(word, &["proxyfs", "mail", "mirror", "mirrors"]) {
+        Some(one @ ("proxyfs" | "mail")) => format!("did you mean [{one}]?"),
         Some(_) => format!("did you mean [mirror {}]?", rest.trim()),
-        None => "known are [proxyfs] and [mirror NAME]".to_string(),
+        None => "known are [proxyfs], [mail] and [mirror NAME]".to_string(),
     }
 }
 

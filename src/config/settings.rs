@@ -4,7 +4,7 @@
 
 use super::bandwidth::Bandwidth;
 use super::values::{self, Refusal};
-use super::{Config, Login, MirrorConfig};
+use super::{Config, Login, MailConfig, MirrorConfig, Tls};
 use crate::exclude::Exclude;
 use std::fmt::Write;
 use std::time::Duration;
@@ -37,14 +37,42 @@ pub enum Absent {
 pub enum Apply {
     /// A key of `[proxyfs]`.
     Proxyfs(fn(&mut Config, &str) -> Result<(), Refusal>),
+    /// A key of `[mail]`.
+    Mail(fn(&mut MailConfig, &str) -> Result<(), Refusal>),
     /// A key of a `[mirror NAME]`.
     Mirror(fn(&mut MirrorConfig, &str) -> Result<(), Refusal>),
 }
 
+/// The kinds of sections, in the order of the example file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Section {
+    /// `[proxyfs]`.
+    Proxyfs,
+    /// `[mail]`.
+    Mail,
+    /// `[mirror NAME]`, one for each mirror.
+    Mirror,
+}
+
+impl Section {
+    /// Its head line, as it is written in the file.
+    pub fn head(self) -> &'static str {
+        match self {
+            Section::Proxyfs => "[proxyfs]",
+            Section::Mail => "[mail]",
+            Section::Mirror => "[mirror NAME]",
+        }
+    }
+}
+
 impl Setting {
-    /// Whether the key is one of `[mirror NAME]`; else of `[proxyfs]`.
-    pub fn is_of_mirror(&self) -> bool {
-        matches!(self.apply, Apply::Mirror(_))
+    /// The section that the key belongs to.
+    pub fn section(&self) -> Section {
+        match self.apply {
+            Apply::Proxyfs(_) => Section::Proxyfs,
+            Apply::Mail(_) => Section::Mail,
+            Apply::Mirror(_) => Section::Mirror,
+        }
     }
 }
 
@@ -125,6 +153,70 @@ pub const SETTINGS: &[Setting] = &[
                the source; a slash at the end is for directories only. What is below an excluded \
                directory is excluded. Not set: nothing.",
         apply: Apply::Proxyfs(|c, v| set(&mut c.exclude, Exclude::parse(v))),
+    },
+    Setting {
+        name: "to",
+        absent: Absent::Required("admin@example.com"),
+        help: "Who gets the mails: one address or several, separated by commas.",
+        apply: Apply::Mail(|m, v| set(&mut m.to, values::mail_addresses(v))),
+    },
+    Setting {
+        name: "from",
+        absent: Absent::Unset("proxyfs@web1.example.com"),
+        help: "The sender. Not set: proxyfs at this host's name.",
+        apply: Apply::Mail(|m, v| set(&mut m.from, values::mail_address(v).map(Some))),
+    },
+    Setting {
+        name: "smtp",
+        absent: Absent::Unset("mail.example.com:587"),
+        help: "The mail server, with its port if that is not 587 (465 with `tls = tls`, 25 with \
+               `tls = none`). Not set: `sendmail` says how mails are sent.",
+        apply: Apply::Mail(|m, v| set(&mut m.smtp, values::host_and_port(v).map(Some))),
+    },
+    Setting {
+        name: "tls",
+        absent: Absent::Default("starttls"),
+        help: "How the connection to it is protected: starttls (and never without), tls (from the \
+               first byte) or none.",
+        apply: Apply::Mail(|m, v| set(&mut m.tls, tls(v))),
+    },
+    Setting {
+        name: "ca_file",
+        absent: Absent::Unset("/etc/proxyfs/mail-ca.pem"),
+        help: "A certificate in PEM form that vouches for the mail server's, besides the system's own.",
+        apply: Apply::Mail(|m, v| set(&mut m.ca_file, values::local_path(v).map(Some))),
+    },
+    Setting {
+        name: "user",
+        absent: Absent::Unset("proxyfs@example.com"),
+        help: "The name to log in with there. Not set: no login.",
+        apply: Apply::Mail(|m, v| set(&mut m.user, values::word(v).map(Some))),
+    },
+    Setting {
+        name: "password_file",
+        absent: Absent::Unset("/etc/proxyfs/mail-password"),
+        help: "The file whose first line is the password. It is read anew for each mail.",
+        apply: Apply::Mail(|m, v| set(&mut m.password_file, values::local_path(v).map(Some))),
+    },
+    Setting {
+        name: "sendmail",
+        absent: Absent::Unset("/usr/sbin/sendmail"),
+        help: "The program that takes a mail on its standard input, where this host sends mails by itself. \
+               Not set: they go to `smtp`.",
+        apply: Apply::Mail(|m, v| set(&mut m.sendmail, values::local_path(v).map(Some))),
+    },
+    Setting {
+        name: "alert_after",
+        absent: Absent::Default("15m"),
+        help: "A mirror that cannot be reached, or is behind, for so long is worth a mail. What a person \
+               has to put right is mailed at once.",
+        apply: Apply::Mail(|m, v| set(&mut m.alert_after, values::duration(v, SECOND))),
+    },
+    Setting {
+        name: "digest",
+        absent: Absent::Default("1h"),
+        help: "At most three mails are sent within this time; what happens then is gathered in the next one.",
+        apply: Apply::Mail(|m, v| set(&mut m.digest, values::duration(v, SECOND))),
     },
     Setting {
         name: "host",
@@ -234,13 +326,22 @@ fn login(text: &str) -> Result<Login, Refusal> {
     Ok(Login::Keys(files))
 }
 
+fn tls(text: &str) -> Result<Tls, Refusal> {
+    match text {
+        "starttls" => Ok(Tls::StartTls),
+        "tls" => Ok(Tls::FromTheStart),
+        "none" => Ok(Tls::None),
+        _ => Err("it must be starttls, tls or none".to_string()),
+    }
+}
+
 fn set<T>(place: &mut T, value: Result<T, Refusal>) -> Result<(), Refusal> {
     *place = value?;
     Ok(())
 }
 
 /// The text of `proxyfs.ini.example`: every setting with its help. What must be set is; the rest is
-/// commented out and shows the default, or an example where there is none.
+/// commented out and shows the default, or an example where there is none. All of `[mail]` is commented out.
 pub fn example() -> String {
     let mut text = String::new();
     for line in [
@@ -255,9 +356,18 @@ pub fn example() -> String {
         text.push_str(line);
         text.push('\n');
     }
-    for setting in SETTINGS.iter().filter(|s| !s.is_of_mirror()) {
-        show(setting, &mut text);
+    let of = |section| SETTINGS.iter().filter(move |s| s.section() == section);
+    of(Section::Proxyfs).for_each(|s| show(s, &mut text));
+    for line in [
+        "",
+        "# Who is told when something needs a person, and how. Without this section nobody is. Try",
+        "# it with `proxyfs test-mail`.",
+        "#[mail]",
+    ] {
+        text.push_str(line);
+        text.push('\n');
     }
+    of(Section::Mail).for_each(|s| show(s, &mut text));
     for line in [
         "",
         "# One such section for each mirror, here or in a file of its own: mirrors.d/NAME.ini beside",
@@ -268,9 +378,7 @@ pub fn example() -> String {
         text.push_str(line);
         text.push('\n');
     }
-    for setting in SETTINGS.iter().filter(|s| s.is_of_mirror()) {
-        show(setting, &mut text);
-    }
+    of(Section::Mirror).for_each(|s| show(s, &mut text));
     text
 }
 
@@ -287,8 +395,8 @@ fn show(setting: &Setting, text: &mut String) {
         column += width;
     }
     let (mark, value) = match setting.absent {
-        Absent::Required(value) => ("", value),
-        Absent::Default(value) | Absent::Unset(value) => ("#", value),
+        Absent::Required(value) if setting.section() != Section::Mail => ("", value),
+        Absent::Required(value) | Absent::Default(value) | Absent::Unset(value) => ("#", value),
     };
     // Writing to a String cannot fail.
     let _ = write!(text, "\n{mark}{} = {value}\n", setting.name);
@@ -305,6 +413,7 @@ mod tests {
                 setting.absent;
             let accepted = match setting.apply {
                 Apply::Proxyfs(apply) => apply(&mut Config::blank("x.ini".into()), text),
+                Apply::Mail(apply) => apply(&mut MailConfig::default(), text),
                 Apply::Mirror(apply) => apply(&mut MirrorConfig::blank("web2".into()), text),
             };
             assert_eq!(accepted, Ok(()), "{} = {text}", setting.name);
@@ -316,6 +425,7 @@ mod tests {
         for setting in SETTINGS {
             let refused = match setting.apply {
                 Apply::Proxyfs(apply) => apply(&mut Config::blank("x.ini".into()), ""),
+                Apply::Mail(apply) => apply(&mut MailConfig::default(), ""),
                 Apply::Mirror(apply) => apply(&mut MirrorConfig::blank("web2".into()), ""),
             };
             assert!(refused.is_err(), "{}", setting.name);
@@ -324,10 +434,7 @@ mod tests {
 
     #[test]
     fn no_two_settings_of_a_section_share_a_name() {
-        let mut names: Vec<_> = SETTINGS
-            .iter()
-            .map(|s| (s.is_of_mirror(), s.name))
-            .collect();
+        let mut names: Vec<_> = SETTINGS.iter().map(|s| (s.section(), s.name)).collect();
         names.sort();
         let all = names.len();
         names.dedup();

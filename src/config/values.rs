@@ -70,6 +70,42 @@ where
     }
 }
 
+/// A mail address: `admin@example.com`, or `Jane Doe <jane@example.com>`.
+pub fn mail_address(text: &str) -> Result<String, Refusal> {
+    match crate::alarm::is_address(text) {
+        true => Ok(text.to_string()),
+        false => Err("it must be a mail address, such as admin@example.com".to_string()),
+    }
+}
+
+/// Mail addresses with commas between.
+pub fn mail_addresses(text: &str) -> Result<Vec<String>, Refusal> {
+    text.split(',').map(|t| mail_address(t.trim())).collect()
+}
+
+/// `HOST` or `HOST:PORT`; an IPv6 address with a port is in brackets.
+pub fn host_and_port(text: &str) -> Result<(String, Option<u16>), Refusal> {
+    let (name, rest) = match text.strip_prefix('[').and_then(|t| t.split_once(']')) {
+        Some((name, "")) => (name, None),
+        Some((name, rest)) => (name, rest.strip_prefix(':').or(Some(""))),
+        None if text.matches(':').count() == 1 => text
+            .split_once(':')
+            .map_or((text, None), |(name, port)| (name, Some(port))),
+        None => (text, None),
+    };
+    let port = rest.map(|port| number(port, 1, u16::MAX)).transpose();
+    let port = port.map_err(|why| format!("the port behind the `:`: {why}"))?;
+    Ok((host(name)?, port))
+}
+
+/// One word.
+pub fn word(text: &str) -> Result<String, Refusal> {
+    if text.is_empty() || text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        return Err("it must be one word".to_string());
+    }
+    Ok(text.to_string())
+}
+
 /// `yes` or `no`.
 pub fn yes_or_no(text: &str) -> Result<bool, Refusal> {
     match text {
@@ -285,6 +321,24 @@ mod tests {
         let long = "a".repeat(65);
         for bad in ["", "-x", ".x", "a b", "a/b", "ä", "\"web\"", &long] {
             assert!(mirror_name(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_host_may_have_a_port_behind_it() {
+        let of = |name: &str, port| Ok((name.to_string(), port));
+        assert_eq!(host_and_port("mx"), of("mx", None));
+        assert_eq!(
+            host_and_port("mx.example.com:25"),
+            of("mx.example.com", Some(25))
+        );
+        assert_eq!(host_and_port("[::1]:25"), of("::1", Some(25)));
+        assert_eq!(host_and_port("[::1]"), of("::1", None));
+        assert_eq!(host_and_port("::1"), of("::1", None));
+        for bad in [
+            "", "mx:", "mx:0", "mx:smtp", "[::1]25", "[::1", "m x", ":25",
+        ] {
+            assert!(host_and_port(bad).is_err(), "{bad}");
         }
     }
 }

@@ -2,10 +2,11 @@
 
 use super::Shared;
 use super::workers::unknown_mirror;
+use crate::alarm::{self, Alarm, Report};
 use crate::config::{Config, MirrorConfig};
 use crate::journal::{Backlog, FILE_NAME, Reader, now_ms};
 use crate::mirror::live::Now;
-use crate::status::{MirrorState, MirrorStatus, Status, Task};
+use crate::status::{AlarmStatus, MailStatus, MirrorState, MirrorStatus, Status, Task};
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,7 @@ pub(super) fn status(shared: &Shared) -> Result<Status, String> {
         let live = shared.workers.with(&mirror.name, |w| w.live.now()).ok();
         mirrors.push(mirror_status(mirror, &reader, live.as_ref())?);
     }
+    let told = shared.alarm.get().map(Alarm::report).unwrap_or_default();
     let special = shared.local.counters().special_files;
     if special > 0 {
         let words = format!("{special} devices, FIFOs or sockets made since the start");
@@ -36,6 +38,8 @@ pub(super) fn status(shared: &Shared) -> Result<Status, String> {
         last_seq: shared.journal.head(),
         log_bytes: shared.journal.disk_bytes(),
         mirrors,
+        mail: mail_status(&told),
+        alarms: alarms_status(told),
     })
 }
 
@@ -46,6 +50,8 @@ pub(super) fn offline_status(config: &Config) -> Result<Status, String> {
         .mirrors
         .iter()
         .map(|m| mirror_status(m, &reader, None));
+    let saved = reader.meta(alarm::BOOK).map_err(|e| e.to_string())?;
+    let told = alarm::report_of(saved.as_deref(), config);
     let file = config.state_dir.join(FILE_NAME);
     let length = |f| std::fs::metadata(f).map_or(0, |m| m.len());
     Ok(Status {
@@ -56,7 +62,28 @@ pub(super) fn offline_status(config: &Config) -> Result<Status, String> {
         last_seq: reader.head().map_err(|e| e.to_string())?,
         log_bytes: length(&file) + length(&file.with_extension("db-wal")),
         mirrors: mirrors.collect::<Result<_, _>>()?,
+        mail: mail_status(&told),
+        alarms: alarms_status(told),
     })
+}
+
+fn mail_status(told: &Report) -> Option<MailStatus> {
+    told.mails.then(|| MailStatus {
+        waiting: told.waiting,
+        last_error: told.failing.as_ref().map(|f| f.0.clone()),
+        failing_seconds: told.failing.as_ref().map(|f| age(f.1)),
+    })
+}
+
+fn alarms_status(told: Report) -> Vec<AlarmStatus> {
+    let all = told.troubles.into_iter();
+    all.map(|(kind, mirror, since, reason)| AlarmStatus {
+        kind: kind.name().to_string(),
+        mirror: Some(mirror).filter(|m| !m.is_empty()),
+        seconds: age(since),
+        reason,
+    })
+    .collect()
 }
 
 fn mirror_status(

@@ -118,15 +118,15 @@ impl Workers {
     }
 
     /// Starts again what has ended though nobody told it to: a bug ends one worker for seconds, not
-    /// for good.
-    pub fn revive(&self) {
+    /// for good. Gives the names of their mirrors.
+    pub fn revive(&self) -> Vec<String> {
         let mut running = self.running();
         let dead: Vec<String> = running
             .iter()
             .filter(|(_, w)| w.is_dead())
             .map(|(n, _)| n.clone())
             .collect();
-        for name in dead {
+        for name in dead.iter().cloned() {
             log::error!("mirror {name}: its worker has died (a bug); it is started again");
             let Some(worker) = running.remove(&name) else {
                 continue;
@@ -139,6 +139,7 @@ impl Workers {
                 Err(why) => log::error!("mirror {name}: {why}"),
             }
         }
+        dead
     }
 
     /// Ends all, by `deadline`.

@@ -95,6 +95,8 @@ pub struct Backlog {
     pub bytes: u64,
     /// When the oldest of them was recorded: milliseconds since 1970.
     pub oldest_at: Option<i64>,
+    /// When the oldest of those was that are not set aside.
+    pub oldest_in_log: Option<i64>,
     /// How many of the changes were refused and are parked.
     pub parked: u64,
     /// When the first of these is tried again: milliseconds since 1970.
@@ -248,6 +250,7 @@ impl Reader {
                 ops: head.saturating_sub(cursor as u64) + (aside + mends) as u64,
                 bytes: cum_bytes.saturating_sub(cursor_bytes as u64) + bytes_aside as u64,
                 oldest_at: aside_at.into_iter().chain(oldest_at).min(),
+                oldest_in_log: oldest_at,
                 parked: (parked + refused) as u64,
                 next_try: next_try.into_iter().chain(mended_next).min(),
             })
@@ -286,6 +289,52 @@ impl Reader {
                 })
             })
             .collect()
+    }
+
+    /// Up to `limit` changes behind `after` that a mirror refused, in order; and the newest of all that it
+    /// refused (0: it refused none).
+    ///
+    /// # Errors
+    /// SQLite's; [`JournalError::Row`] for a row that is no change.
+    pub fn refused(
+        &self,
+        name: &str,
+        after: Seq,
+        limit: usize,
+    ) -> Result<(Vec<(Change, String)>, Seq), JournalError> {
+        let newest = self
+            .db
+            .prepare_cached(
+                "SELECT ifnull(max(seq), 0) FROM parked WHERE mirror = ?1 AND error NOTNULL",
+            )
+            .and_then(|mut s| s.query_row([name], |r| r.get::<_, i64>(0)))
+            .map_err(|why| self.sql(why))?;
+        let raw: Vec<(i64, Columns, String)> = self
+            .db
+            .prepare_cached(
+                "SELECT seq, at, 0, kind, path, path2, node, body, error FROM parked
+                 WHERE mirror = ?1 AND seq > ?2 AND error NOTNULL ORDER BY seq LIMIT ?3",
+            )
+            .and_then(|mut s| {
+                s.query_map(params![name, after as i64, limit as i64], |r| {
+                    let (seq, _, _, columns) = raw_row(r)?;
+                    Ok((seq, columns, r.get(8)?))
+                })?
+                .collect()
+            })
+            .map_err(|why| self.sql(why))?;
+        let all = raw.into_iter().map(|(seq, columns, error)| {
+            row_of(seq, 0, 0, &columns).map(|row| (row.change, error))
+        });
+        Ok((all.collect::<Result<_, _>>()?, newest as Seq))
+    }
+
+    /// What is noted under a key: see [`Journal::meta`](super::Journal::meta).
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn meta(&self, key: &str) -> Result<Option<String>, JournalError> {
+        meta_of(&self.db, key).map_err(|why| self.sql(why))
     }
 
     /// The paths on a mirror that have to be made like the source.

@@ -13,6 +13,8 @@ const RATE_WINDOW: Duration = Duration::from_secs(1);
 pub struct Now {
     /// How the mirror is doing.
     pub state: MirrorState,
+    /// A session is up.
+    pub up: bool,
     /// Every change up to here is on the mirror, directories' times included.
     /// None: it is not known what the mirror holds.
     pub settled: Option<Seq>,
@@ -44,6 +46,7 @@ impl Live {
     pub fn new(settled: Option<Seq>, last_error: Option<String>) -> Live {
         let now = Now {
             state: MirrorState::Syncing,
+            up: false,
             settled,
             last_error,
             trying_parked: false,
@@ -73,6 +76,7 @@ impl Live {
     pub fn resting(&self, state: MirrorState, error: Option<String>, retry_at: Option<Instant>) {
         let now = &mut self.inner().now;
         now.state = state;
+        now.up = false;
         now.last_error = error;
         now.retry_at = retry_at;
         now.current = None;
@@ -103,6 +107,7 @@ impl Live {
         (inner.sent, inner.measured_at) = (0, Instant::now());
         let now = &mut inner.now;
         now.state = MirrorState::Syncing;
+        now.up = true;
         now.last_error = None;
         now.retry_at = None;
         now.unsupported = unsupported;

@@ -2,7 +2,7 @@
 
 use super::{arguments, commands, value_name};
 use crate::cli::CONFIG_VARIABLE;
-use crate::config::{Absent, Apply, DEFAULT_FILE, SETTINGS, Setting};
+use crate::config::{Absent, DEFAULT_FILE, SETTINGS, Setting};
 use clap::{Arg, Command};
 use std::fmt::Write;
 
@@ -296,10 +296,7 @@ fn one_command(page: &mut Page, command: &Command) {
 
 /// The section that a setting belongs to, as it is written.
 fn section(setting: &Setting) -> &'static str {
-    match setting.apply {
-        Apply::Proxyfs(_) => "[proxyfs]",
-        Apply::Mirror(_) => "[mirror NAME]",
-    }
+    setting.section().head()
 }
 
 /// proxyfs.ini(5).
@@ -313,7 +310,7 @@ pub(super) fn settings_page(date: &str) -> String {
     page.text(
         "Sections in brackets, and below them lines `name = value`. A comment is a line of its own that begins with # or ;. \
          Durations have a unit: `500ms`, `5s`, `10m`, `2h`, `1d`.\n\n\
-         There is one section [proxyfs] and one [mirror NAME] for each mirror. A mirror may have a file of its own \
+         There is one section [proxyfs], one [mail] where somebody is to be told, and one [mirror NAME] for each mirror. A mirror may have a file of its own \
          instead, `mirrors.d/NAME.ini` in the directory of proxyfs.ini. (Beside a configuration of another name, `TREE.ini`, \
          it is `TREE.mirrors.d/NAME.ini`: each tree has its own mirrors.) NAME is up to you: letters, digits, `-`, `_`, `.`.\n\n\
          An unknown section or name, a bad value or one that is given twice is an error, and nothing is started or changed \

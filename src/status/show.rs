@@ -30,6 +30,19 @@ impl fmt::Display for Status {
                  Is the disk of state_dir full?"
             )?;
         }
+        if let Some(mail) = self.mail.as_ref().filter(|m| m.last_error.is_some()) {
+            let text = format!(
+                "{} news cannot be mailed, for {}: {}",
+                mail.waiting,
+                duration(mail.failing_seconds.unwrap_or(0)),
+                visible(mail.last_error.as_deref().unwrap_or_default())
+            );
+            let mut head = "MAIL: ";
+            for part in wrap(&text, WIDTH - head.len()) {
+                writeln!(f, "{head}{part}")?;
+                head = "      ";
+            }
+        }
         if self.mirrors.is_empty() {
             writeln!(f, "\nno mirrors are configured")?;
         }
@@ -262,7 +275,7 @@ fn shorten(text: &str, width: usize) -> String {
 }
 
 /// The text in lines of at most `width` characters, broken at spaces where there are any.
-fn wrap(text: &str, width: usize) -> Vec<String> {
+pub fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     let mut column = 0;
     for word in text.split(' ').filter(|w| !w.is_empty()) {

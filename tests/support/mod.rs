@@ -6,6 +6,7 @@ pub mod fake_server;
 pub mod mounts;
 pub mod random;
 pub mod relay;
+pub mod smtpd;
 pub mod sshd;
 pub mod tree;
 pub mod user;

@@ -1,0 +1,192 @@
+//! What there is to see for the alarm: how each mirror, the log and the mount are at this moment.
+
+use super::Shared;
+use crate::alarm::{Item, Kind, MOST_ITEMS, MirrorLine, Refusals, Seen, Sight, Told, Topic};
+use crate::config::MirrorConfig;
+use crate::journal::{Backlog, JournalError, Reader, now_ms};
+use crate::mirror::live::Now;
+use crate::status::MirrorState;
+use crate::status::show::{bytes, count, duration};
+use std::time::Duration;
+
+/// All of it; `told` says which refusals are known. What cannot be seen is left out.
+pub(super) fn sight(shared: &Shared, told: &Told) -> Sight {
+    let mut sight = Sight::default();
+    let config = shared.config().clone();
+    let mut whole = |kind, wrong: Option<String>| {
+        let seen = wrong.map_or(Seen::Over, Seen::Standing);
+        sight.seen.push(((kind, String::new()), seen));
+    };
+    let closed = shared.local.read_only_reason();
+    whole(Kind::ReadOnly, closed.map(|why| why.to_string()));
+    whole(Kind::Journal, shared.untidy());
+    let reader = shared.journal.reader();
+    for mirror in &config.mirrors {
+        let Ok(now) = shared.workers.with(&mirror.name, |w| w.live.now()) else {
+            sight.mirrors.push(line(mirror, "not at work".to_string()));
+            continue;
+        };
+        let looked = reader.as_ref().ok().map(|reader| {
+            let upto = told.get(&mirror.name).copied().unwrap_or(0);
+            look_into(reader, &mirror.name, upto)
+        });
+        let (backlog, refusals) = match looked {
+            Some(Ok((backlog, refusals))) => (Some(backlog), Some(refusals)),
+            Some(Err(_)) | None => (None, None), // then the log is closed, or soon will be
+        };
+        let topics = topics(&now, backlog, refusals, config.mail.alert_after);
+        let named =
+            |(kind, seen): (Kind, Seen)| -> (Topic, Seen) { ((kind, mirror.name.clone()), seen) };
+        sight.seen.extend(topics.into_iter().map(named));
+        sight.mirrors.push(line(mirror, in_words(&now, backlog)));
+    }
+    sight
+}
+
+/// What is known of a mirror's topics.
+fn topics(
+    now: &Now,
+    backlog: Option<Backlog>,
+    refusals: Option<Refusals>,
+    alert_after: Duration,
+) -> Vec<(Kind, Seen)> {
+    let mut found = Vec::new();
+    let why = || now.last_error.clone().unwrap_or_default();
+    // One that is just connecting, or paused, is neither well nor ill.
+    match now.state {
+        MirrorState::Stopped => found.push((Kind::Stopped, Seen::Standing(why()))),
+        MirrorState::NeedsSync => found.push((Kind::NeedsSync, Seen::Standing(why()))),
+        MirrorState::Retrying => found.push((Kind::Unreachable, Seen::Standing(why()))),
+        MirrorState::Synced | MirrorState::Syncing | MirrorState::Paused => {}
+    }
+    if now.up {
+        let well = [Kind::Stopped, Kind::NeedsSync, Kind::Unreachable];
+        found.extend(well.map(|kind| (kind, Seen::Over)));
+    }
+    match refusals {
+        Some(refusals) if refusals.count == 0 => found.push((Kind::Parked, Seen::Over)),
+        Some(refusals) => found.push((Kind::Parked, Seen::Refused(refusals))),
+        None => {}
+    }
+    if let Some(backlog) = backlog.filter(|_| now.up) {
+        let age = backlog.oldest_in_log.map_or(0, |at| now_ms() - at);
+        let age = Duration::from_millis(u64::try_from(age).unwrap_or(0));
+        if age >= alert_after {
+            let words = format!(
+                "{} changes, {}, are still to be sent; the oldest is {} old",
+                count(backlog.ops),
+                bytes(backlog.bytes),
+                duration(age.as_secs())
+            );
+            found.push((Kind::Lag, Seen::Standing(words)));
+        } else if age < alert_after / 2 {
+            found.push((Kind::Lag, Seen::Over));
+        }
+    }
+    found
+}
+
+/// What a mirror has still to get, and what it refused: of that `items` begins behind `upto`.
+fn look_into(reader: &Reader, name: &str, upto: u64) -> Result<(Backlog, Refusals), JournalError> {
+    let backlog = reader.backlog(name)?;
+    let mut refusals = Refusals {
+        count: backlog.parked,
+        ..Refusals::default()
+    };
+    if backlog.parked > 0 {
+        let (changes, newest) = reader.refused(name, upto, MOST_ITEMS)?;
+        refusals.upto = newest;
+        refusals.items = changes
+            .into_iter()
+            .map(|(change, why)| (change.path().to_string(), why))
+            .collect();
+        let mends = reader.repairs(name)?.into_iter();
+        let refused = mends.filter_map(|mend| Some((mend.path.to_string(), mend.error?)));
+        let room = MOST_ITEMS - refusals.items.len();
+        let refused: Vec<Item> = refused.take(room).collect();
+        refusals.items.extend(refused);
+    }
+    Ok((backlog, refusals))
+}
+
+fn line(mirror: &MirrorConfig, state: String) -> MirrorLine {
+    let port = match mirror.port {
+        22 => String::new(),
+        other => format!(", port {other}"),
+    };
+    MirrorLine {
+        name: mirror.name.clone(),
+        place: format!("{}@{}:{}{port}", mirror.user, mirror.host, mirror.path),
+        host: mirror.host.clone(),
+        state,
+    }
+}
+
+fn in_words(now: &Now, backlog: Option<Backlog>) -> String {
+    let state = match now.state {
+        MirrorState::Synced | MirrorState::Syncing if !now.up => "connecting",
+        state => state.name(),
+    };
+    match backlog {
+        Some(backlog) if backlog.ops > 0 => {
+            let refused = match backlog.parked {
+                0 => String::new(),
+                n => format!(", {} of them refused", count(n)),
+            };
+            let (ops, size) = (count(backlog.ops), bytes(backlog.bytes));
+            format!("{state}, {ops} changes ({size}) to be sent{refused}")
+        }
+        Some(_) | None => state.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mirror_that_is_just_connecting_is_neither_well_nor_ill() {
+        let live = crate::mirror::live::Live::new(Some(7), None);
+        let of = |now: &Now| topics(now, None, None, Duration::from_secs(1));
+        assert_eq!(of(&live.now()), []);
+        live.resting(MirrorState::Stopped, Some("no key".into()), None);
+        let stopped = (Kind::Stopped, Seen::Standing("no key".into()));
+        assert_eq!(of(&live.now()), [stopped]);
+        live.trying();
+        assert_eq!(of(&live.now()), [], "told to try again, and not there yet");
+        live.connected(Vec::new());
+        let well = of(&live.now());
+        assert!(well.contains(&(Kind::Stopped, Seen::Over)), "{well:?}");
+        live.resting(MirrorState::Paused, None, None);
+        assert_eq!(of(&live.now()), []);
+    }
+
+    #[test]
+    fn only_what_is_not_set_aside_makes_a_mirror_late_and_only_while_it_is_reached() {
+        let live = crate::mirror::live::Live::new(Some(7), None);
+        let backlog = |oldest: i64| Backlog {
+            ops: 1,
+            oldest_at: Some(0),
+            oldest_in_log: Some(now_ms() - oldest),
+            ..Backlog::default()
+        };
+        let lag = |oldest| {
+            let found = topics(
+                &live.now(),
+                Some(backlog(oldest)),
+                None,
+                Duration::from_secs(100),
+            );
+            found.into_iter().find(|(kind, _)| *kind == Kind::Lag)
+        };
+        assert_eq!(lag(200_000), None);
+        live.connected(Vec::new());
+        assert_eq!(lag(10_000), Some((Kind::Lag, Seen::Over)));
+        assert_eq!(lag(70_000), None);
+        let words = "1 changes, 0 B, are still to be sent; the oldest is 3m20s old";
+        assert_eq!(
+            lag(200_000),
+            Some((Kind::Lag, Seen::Standing(words.into())))
+        );
+    }
+}
