@@ -72,7 +72,7 @@ impl Settings {
     fn of(config: &Config) -> Settings {
         Settings {
             mail: config.mail.clone(),
-            hook: None,
+            hook: config.on_event.clone(),
             from: Origin {
                 host: host_name(),
                 source: config.source.display().to_string(),

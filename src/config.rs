@@ -53,6 +53,8 @@ pub struct Config {
     pub flush_max: Duration,
     /// What is not mirrored.
     pub exclude: Exclude,
+    /// The program that is run for whatever is worth a mail.
+    pub on_event: Option<PathBuf>,
     /// Who is told, and how.
     pub mail: MailConfig,
     /// The mirrors, those of the main file first, then those of `mirrors.d` by name.
@@ -204,6 +206,7 @@ impl Config {
             flush_after: Duration::ZERO,
             flush_max: Duration::ZERO,
             exclude: Exclude::default(),
+            on_event: None,
             mail: MailConfig::default(),
             mirrors: Vec::new(),
             warnings: Vec::new(),

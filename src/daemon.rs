@@ -350,6 +350,7 @@ fn reload(shared: &Shared, log: &LogHandle, overrides: &Overrides) -> Result<Str
     let mut config = shared.config();
     config.mirrors = new.mirrors;
     config.mail = new.mail;
+    config.on_event = new.on_event;
     if let Some(alarm) = shared.alarm.get() {
         alarm.reload(&config);
     }

@@ -381,6 +381,58 @@ fn a_host_with_a_sendmail_uses_that() {
     daemon.stop();
 }
 
+#[test]
+fn a_hook_is_told_what_happens_and_one_that_fails_is_told_of() {
+    let (sshd, mut daemon) = with_stopped_mirrors(&["m"]);
+    let (program, told) = (daemon.file("hook"), daemon.file("told"));
+    let script = format!(
+        "#!/bin/sh\nenv | grep ^PROXYFS_ | sort > {0}.new; mv {0}.new {0}.$PROXYFS_ID\n",
+        told.display()
+    );
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    let line = format!("\non_event = {}\nmount_point", program.display());
+    *daemon.ini_mut() = daemon.ini_mut().replacen("\nmount_point", &line, 1);
+    daemon.write_ini();
+    daemon.start();
+    let of = |n: u32| daemon.file(&format!("told.{n}"));
+    wait_until("the hook is run", || of(1).exists());
+    let environment = fs::read_to_string(of(1)).unwrap();
+    holds(
+        &environment,
+        &[
+            "PROXYFS_EVENT=stopped\n",
+            "PROXYFS_CHANGE=raised\n",
+            "PROXYFS_TITLE=mirror m is stopped\n",
+            "PROXYFS_MIRROR=m\n",
+            "PROXYFS_MIRROR_HOST=127.0.0.1\n",
+            "PROXYFS_REASON=the mirror's directory ",
+            &format!("PROXYFS_SOURCE={}\n", daemon.source().display()),
+        ],
+    );
+    base(&sshd, "m");
+    daemon.ok(&["try-again", "m"]);
+    wait_until("the hook is run again", || of(2).exists());
+    holds(
+        &fs::read_to_string(of(2)).unwrap(),
+        &["PROXYFS_CHANGE=recovered\n"],
+    );
+    // Nobody is mailed.
+    assert_eq!(daemon.status()["mail"], serde_json::Value::Null);
+
+    fs::write(&program, "#!/bin/sh\necho 'no pager' >&2\nexit 7\n").unwrap();
+    daemon.kill();
+    fs::remove_dir_all(base(&sshd, "m")).unwrap();
+    daemon.start();
+    let words = "on_event for stopped (raised): ";
+    wait_until("the failure is logged", || daemon.log().contains(words));
+    holds(
+        &daemon.log(),
+        &["/hook: it failed (exit status: 7): no pager"],
+    );
+    daemon.stop();
+}
+
 /// A file system of its own, gone when dropped.
 struct Small(std::path::PathBuf);
 

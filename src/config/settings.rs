@@ -155,6 +155,13 @@ pub const SETTINGS: &[Setting] = &[
         apply: Apply::Proxyfs(|c, v| set(&mut c.exclude, Exclude::parse(v))),
     },
     Setting {
+        name: "on_event",
+        absent: Absent::Unset("/usr/local/sbin/page-me"),
+        help: "A program that is run for whatever is worth a mail, with the event in its environment \
+               (PROXYFS_EVENT, PROXYFS_MIRROR and so on). It has 30 s. Not set: none.",
+        apply: Apply::Proxyfs(|c, v| set(&mut c.on_event, values::local_path(v).map(Some))),
+    },
+    Setting {
         name: "to",
         absent: Absent::Required("admin@example.com"),
         help: "Who gets the mails: one address or several, separated by commas.",
