@@ -56,12 +56,16 @@ pub enum Command {
 
     /// Show the mount, the log and how each mirror is doing
     ///
-    /// Works with the daemon down too: then it tells what the journal knows.
+    /// Works with the daemon down too: then it tells what the journal knows. Colours are for terminals
+    /// only, and not where NO_COLOR is set.
     #[command(
-        after_help = "Example: proxyfs status\n         proxyfs status --json | jq '.mirrors[].state'\n\
+        after_help = "Example: proxyfs status --watch\n         proxyfs status --json | jq '.mirrors[].state'\n\
                       Exit codes: 0 shown, 1 neither daemon nor journal can be read."
     )]
     Status {
+        /// Again every second, in place on a terminal, until q or Ctrl-C
+        #[arg(long, short)]
+        watch: bool,
         /// As JSON, for scripts
         #[arg(long)]
         json: bool,
@@ -199,7 +203,10 @@ mod tests {
         );
         assert_eq!(
             command("proxyfs status --json"),
-            Command::Status { json: true }
+            Command::Status {
+                json: true,
+                watch: false
+            }
         );
         assert_eq!(
             command("proxyfs tasks web2 --limit 3"),

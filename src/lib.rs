@@ -17,5 +17,6 @@ pub mod logging;
 pub mod mirror;
 pub mod mount;
 pub mod pages;
+pub mod screen;
 pub mod sftp;
 pub mod status;

@@ -7,7 +7,8 @@ use proxyfs::control::{ControlError, ControlRequest, call, socket_path};
 use proxyfs::daemon;
 use proxyfs::mount;
 use proxyfs::pages;
-use proxyfs::status::{Status, Task, show};
+use proxyfs::screen::{self, Look};
+use proxyfs::status::{Status, Task, show, table};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::Value;
@@ -36,6 +37,12 @@ struct Failure(u8, String);
 impl Failure {
     fn new(why: impl Display) -> Failure {
         Failure(FAILED, why.to_string())
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(why: std::io::Error) -> Failure {
+        Failure::new(why)
     }
 }
 
@@ -78,12 +85,13 @@ fn command(arguments: Arguments) -> Result<(), Failure> {
                 .for_each(|w| eprintln!("proxyfs: warning: {w}"));
             print(&format!("{}: no problem found\n", file.display()))
         }
-        Command::Status { json } => {
-            let status = status(&load()?)?;
-            if json {
-                print_json(&status.to_json())
-            } else {
-                print(&status.to_string())
+        Command::Status { json, watch } => {
+            let config = load()?;
+            match (json, watch) {
+                (true, false) => print_json(&status(&config)?.to_json()),
+                (false, false) => print(&table::screen(&status(&config)?, &Look::of_stdout())),
+                (true, true) => screen::watch(|_| Ok(format!("{}\n", status(&config)?.to_json()))),
+                (false, true) => screen::watch(|look| Ok(table::screen(&status(&config)?, look))),
             }
         }
         Command::Tasks {

@@ -6,6 +6,7 @@
 //! an older daemon leaves out as unknown.
 
 pub mod show;
+pub mod table;
 
 use serde_json::{Map, Value, json};
 use std::fmt;
@@ -84,8 +85,13 @@ pub struct MirrorStatus {
     pub applied_seq: u64,
     /// Bytes of file data it got a second, lately.
     pub bytes_per_second: u64,
+    /// Changes it got a second, lately.
+    pub ops_per_second: u64,
     /// When it will have everything, at this rate; none: not known.
     pub eta_seconds: Option<u64>,
+    /// How much of what it lacked since it last had everything it has got by now, 0 to 100; none: it has
+    /// everything, or nobody is at work on it.
+    pub progress_percent: Option<u8>,
     /// What is being sent, as `tasks` shows it; none: nothing.
     pub current: Option<String>,
     /// Its last error that still matters, in one line.
@@ -195,7 +201,7 @@ impl Status {
             "pid": self.pid,
             "read_only": self.read_only,
             "log": {"last_seq": self.last_seq, "bytes": self.log_bytes},
-            "mirrors": self.mirrors.iter().map(MirrorStatus::to_json).collect::<Vec<_>>(),
+            "mirrors": self.mirrors.iter().map(|m| m.to_json(self.pid.is_some())).collect::<Vec<_>>(),
             "mail": self.mail.as_ref().map(|m| json!({
                 "waiting": m.waiting,
                 "last_error": m.last_error,
@@ -236,7 +242,7 @@ impl Status {
 
 impl MirrorStatus {
     /// As one element of `mirrors` in `status --json`.
-    pub fn to_json(&self) -> Value {
+    pub fn to_json(&self, daemon_runs: bool) -> Value {
         json!({
             "name": self.name,
             "host": self.host,
@@ -250,9 +256,12 @@ impl MirrorStatus {
             "oldest_pending_seconds": self.oldest_pending_seconds,
             "applied_seq": self.applied_seq,
             "bytes_per_second": self.bytes_per_second,
+            "ops_per_second": self.ops_per_second,
             "eta_seconds": self.eta_seconds,
+            "progress_percent": self.progress_percent,
             "current": self.current,
             "last_error": self.last_error,
+            "advice": table::advice(self, daemon_runs),
             "retry_in_seconds": self.retry_in_seconds,
             "unsupported": self.unsupported,
         })
@@ -278,7 +287,9 @@ impl MirrorStatus {
             oldest_pending_seconds: fields.maybe_number("oldest_pending_seconds")?,
             applied_seq: fields.number("applied_seq")?,
             bytes_per_second: fields.number("bytes_per_second")?,
+            ops_per_second: fields.maybe_number("ops_per_second")?.unwrap_or(0),
             eta_seconds: fields.maybe_number("eta_seconds")?,
+            progress_percent: fields.maybe_number("progress_percent")?,
             current: fields.maybe_text("current")?,
             last_error: fields.maybe_text("last_error")?,
             retry_in_seconds: fields.maybe_number("retry_in_seconds")?,
@@ -434,7 +445,9 @@ mod tests {
                     oldest_pending_seconds: Some(4),
                     applied_seq: 5,
                     bytes_per_second: 6,
+                    ops_per_second: 10,
                     eta_seconds: Some(7),
+                    progress_percent: Some(9),
                     current: Some("content a".into()),
                     last_error: Some("connection lost".into()),
                     retry_in_seconds: Some(8),
@@ -501,9 +514,9 @@ mod tests {
         assert_eq!(keys(&json["log"]), "bytes last_seq");
         assert_eq!(
             keys(&json["mirrors"][0]),
-            "applied_seq bytes_per_second current eta_seconds host last_error name \
-             oldest_pending_seconds parked_ops path pending_bytes pending_ops port retry_in_seconds \
-             state unsupported user"
+            "advice applied_seq bytes_per_second current eta_seconds host last_error name \
+             oldest_pending_seconds ops_per_second parked_ops path pending_bytes pending_ops port \
+             progress_percent retry_in_seconds state unsupported user"
         );
         let names: Vec<&str> = MirrorState::ALL.iter().map(|s| s.name()).collect();
         assert_eq!(

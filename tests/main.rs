@@ -27,6 +27,7 @@ mod repairs;
 mod replay;
 mod resume;
 mod round_trips;
+mod screens;
 mod servers;
 mod service;
 mod sftp;

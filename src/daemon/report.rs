@@ -10,6 +10,12 @@ use crate::status::{AlarmStatus, MailStatus, MirrorState, MirrorStatus, Status, 
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
+/// What a change counts beside its bytes, where progress is told: about what it costs on the line.
+const OP_WEIGHT: u128 = 4096;
+
+/// From this size on a change takes its time for its bytes.
+const SMALL: u64 = 64 << 10;
+
 /// How often `wait` looks.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
@@ -107,12 +113,15 @@ fn mirror_status(
         0 => None,
         n => parked_in_words(&mirror.name, n, reader)?,
     };
-    let rate = live.map_or(0, |l| l.bytes_per_second);
     let state = match live.map_or(offline, |l| l.state) {
         // The worker has not looked since the last change was recorded.
         MirrorState::Synced if backlog.ops > 0 => MirrorState::Syncing,
         state => state,
     };
+    let pace = live
+        .filter(|_| state == MirrorState::Syncing)
+        .map(|live| Pace::new(live, &backlog))
+        .unwrap_or_default();
     Ok(MirrorStatus {
         name: mirror.name.clone(),
         host: mirror.host.clone(),
@@ -128,11 +137,10 @@ fn mirror_status(
             let lacks = p.first_parked.unwrap_or(u64::MAX);
             p.cursor.min(lacks - 1)
         }),
-        bytes_per_second: rate,
-        eta_seconds: backlog
-            .bytes
-            .checked_div(rate)
-            .filter(|_| backlog.bytes > 0),
+        bytes_per_second: pace.bytes,
+        ops_per_second: pace.ops,
+        eta_seconds: pace.left,
+        progress_percent: pace.percent,
         current: live
             .and_then(|l| l.current.as_ref())
             .map(|(path, size, sent)| {
@@ -152,6 +160,39 @@ fn mirror_status(
             .or(backlog.next_try.filter(|_| live.is_some()).map(until)),
         unsupported: live.map(|l| l.unsupported.clone()).unwrap_or_default(),
     })
+}
+
+/// How fast a mirror is getting what it lacks.
+#[derive(Default)]
+struct Pace {
+    bytes: u64,
+    ops: u64,
+    left: Option<u64>,
+    percent: Option<u8>,
+}
+
+impl Pace {
+    fn new(live: &Now, backlog: &Backlog) -> Pace {
+        // Many small changes take their time by number, few large ones by size.
+        let by_size = backlog.bytes.checked_div(live.bytes_per_second);
+        let by_number = (live.ops_per_second > 0.0)
+            .then(|| (backlog.ops as f64 / live.ops_per_second).ceil() as u64);
+        let left = match backlog.bytes.checked_div(backlog.ops) {
+            None => Some(0),
+            Some(0) => by_number,
+            Some(SMALL..) => by_size,
+            Some(_) => by_size.map(|s| s.max(by_number.unwrap_or(0))),
+        };
+        let weigh = |bytes: u64, ops: u64| u128::from(bytes) + u128::from(ops) * OP_WEIGHT;
+        let done = weigh(live.done.0, live.done.1);
+        let all = done + weigh(backlog.bytes, backlog.ops);
+        Pace {
+            bytes: live.bytes_per_second,
+            ops: live.ops_per_second.round() as u64,
+            left,
+            percent: (done * 100).checked_div(all).map(|p| p as u8),
+        }
+    }
 }
 
 /// That changes are parked, and why the first of them is.

@@ -28,13 +28,19 @@ pub struct Now {
     pub current: Option<(String, u64, u64)>,
     /// Bytes sent a second, lately.
     pub bytes_per_second: u64,
+    /// Changes done a second, lately.
+    pub ops_per_second: f64,
+    /// Bytes sent and changes done since it last had everything.
+    pub done: (u64, u64),
     /// What the mirror's server lacks.
     pub unsupported: Vec<String>,
 }
 
 struct Inner {
     now: Now,
+    /// What the rates were last measured at: bytes of this session, and the cursor.
     sent: u64,
+    cursor: Option<Seq>,
     measured_at: Instant,
 }
 
@@ -53,11 +59,14 @@ impl Live {
             retry_at: None,
             current: None,
             bytes_per_second: 0,
+            ops_per_second: 0.0,
+            done: (0, 0),
             unsupported: Vec::new(),
         };
         Live(Mutex::new(Inner {
             now,
             sent: 0,
+            cursor: None,
             measured_at: Instant::now(),
         }))
     }
@@ -81,6 +90,7 @@ impl Live {
         now.retry_at = retry_at;
         now.current = None;
         now.bytes_per_second = 0;
+        now.ops_per_second = 0.0;
     }
 
     /// The worker is about to try: nothing is known to be wrong.
@@ -104,7 +114,7 @@ impl Live {
     /// A session is up.
     pub fn connected(&self, unsupported: Vec<String>) {
         let mut inner = self.inner();
-        (inner.sent, inner.measured_at) = (0, Instant::now());
+        (inner.sent, inner.cursor, inner.measured_at) = (0, None, Instant::now());
         let now = &mut inner.now;
         now.state = MirrorState::Syncing;
         now.up = true;
@@ -115,27 +125,43 @@ impl Live {
 
     /// The worker is at work: `drained` when nothing is left to do, `at_rest` when no parked change is being
     /// tried, `settled` when directories' times
-    /// are right up to there, `sent` the bytes of this session so far.
+    /// are right up to there, `cursor` how far it is, `sent` the bytes of this session so far.
     pub(super) fn working(
         &self,
         drained: bool,
         at_rest: bool,
         settled: Seq,
-        sent: u64,
+        (cursor, sent): (Seq, u64),
         current: impl FnOnce() -> Option<(String, (u64, u64))>,
     ) {
         let mut inner = self.inner();
         let elapsed = inner.measured_at.elapsed();
-        if elapsed >= RATE_WINDOW {
-            let fresh = sent.saturating_sub(inner.sent) as f64 / elapsed.as_secs_f64();
-            let smooth = if drained {
-                fresh
-            } else {
-                (inner.now.bytes_per_second as f64 + fresh) / 2.0
-            };
-            inner.now.bytes_per_second = smooth as u64;
-            (inner.sent, inner.measured_at) = (sent, Instant::now());
+        if drained || elapsed >= RATE_WINDOW {
+            let bytes = sent.saturating_sub(inner.sent);
+            let ops = cursor.saturating_sub(inner.cursor.unwrap_or(cursor));
+            let seconds = elapsed.as_secs_f64();
+            let now = &mut inner.now;
+            if elapsed >= RATE_WINDOW {
+                let smooth = |old: f64, fresh: f64| match now.done {
+                    // The first look since it had everything.
+                    (0, 0) => fresh,
+                    _ => (old + fresh) / 2.0,
+                };
+                let rates = (
+                    smooth(now.bytes_per_second as f64, bytes as f64 / seconds),
+                    smooth(now.ops_per_second, ops as f64 / seconds),
+                );
+                (now.bytes_per_second, now.ops_per_second) = (rates.0 as u64, rates.1);
+            }
+            now.done = (now.done.0 + bytes, now.done.1 + ops);
+            if drained {
+                now.done = (0, 0);
+                (now.bytes_per_second, now.ops_per_second) = (0, 0.0);
+            }
+            (inner.sent, inner.cursor) = (sent, Some(cursor));
+            inner.measured_at = Instant::now();
         }
+        inner.cursor.get_or_insert(cursor);
         let now = &mut inner.now;
         now.state = if drained {
             MirrorState::Synced

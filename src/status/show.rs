@@ -1,158 +1,13 @@
-//! Status and tasks for people, in 80 columns: first what an administrator woken at night needs
-//! (which mirror, since when, why, when it is tried again), then the rest.
+//! Tasks for people, in 80 columns, and how sizes, durations and names are written on any screen.
 
-use super::{MirrorState, MirrorStatus, Status, Task};
-use std::fmt::{self, Write};
+use super::Task;
+use std::fmt::Write;
 
 /// Columns of a screen.
 const WIDTH: usize = 80;
 
-/// Where the values of a mirror's lines begin.
+/// Where an error begins below its task.
 const INDENT: usize = 13;
-
-impl fmt::Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.pid {
-            Some(pid) => writeln!(f, "daemon: running, pid {pid}")?,
-            None => writeln!(f, "daemon: not running (start it with `proxyfs run`)")?,
-        }
-        line(f, "mount: ", &place(self))?;
-        writeln!(
-            f,
-            "log: {} so far, {} on disk",
-            changes(self.last_seq),
-            bytes(self.log_bytes)
-        )?;
-        if self.read_only {
-            writeln!(
-                f,
-                "READ-ONLY: changes cannot be recorded, so the mount refuses them.\n           \
-                 Is the disk of state_dir full?"
-            )?;
-        }
-        if let Some(mail) = self.mail.as_ref().filter(|m| m.last_error.is_some()) {
-            let text = format!(
-                "{} news cannot be mailed, for {}: {}",
-                mail.waiting,
-                duration(mail.failing_seconds.unwrap_or(0)),
-                visible(mail.last_error.as_deref().unwrap_or_default())
-            );
-            let mut head = "MAIL: ";
-            for part in wrap(&text, WIDTH - head.len()) {
-                writeln!(f, "{head}{part}")?;
-                head = "      ";
-            }
-        }
-        if self.mirrors.is_empty() {
-            writeln!(f, "\nno mirrors are configured")?;
-        }
-        for mirror in &self.mirrors {
-            write!(f, "\n{mirror}")?;
-        }
-        Ok(())
-    }
-}
-
-fn place(status: &Status) -> String {
-    if status.source == status.mount_point {
-        format!("{} (over itself)", visible(&status.source))
-    } else {
-        format!(
-            "{} at {}",
-            visible(&status.source),
-            visible(&status.mount_point)
-        )
-    }
-}
-
-impl fmt::Display for MirrorStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = match self.state {
-            MirrorState::Synced => "synced",
-            MirrorState::Syncing => "syncing",
-            MirrorState::Retrying => "RETRYING",
-            MirrorState::Paused => "paused",
-            MirrorState::Stopped => "STOPPED",
-            MirrorState::NeedsSync => "NEEDS SYNC",
-        };
-        line(f, "mirror ", &format!("{}: {state}", visible(&self.name)))?;
-        let port = match self.port {
-            22 => String::new(),
-            other => format!(", port {other}"),
-        };
-        self.row(
-            f,
-            "at",
-            &format!(
-                "{}@{}:{}{port}",
-                visible(&self.user),
-                visible(&self.host),
-                visible(&self.path)
-            ),
-        )?;
-        if self.pending_ops > 0 {
-            let mut pending = format!(
-                "{}, {}",
-                changes(self.pending_ops),
-                bytes(self.pending_bytes)
-            );
-            if let Some(age) = self.oldest_pending_seconds {
-                let _ = write!(pending, ", the oldest {} old", duration(age));
-            }
-            self.row(f, "pending", &pending)?;
-        }
-        if self.state == MirrorState::Syncing {
-            let mut rate = format!("{}/s", bytes(self.bytes_per_second));
-            if let Some(eta) = self.eta_seconds {
-                let _ = write!(rate, ", done in about {}", duration(eta));
-            }
-            self.row(f, "rate", &rate)?;
-        }
-        if let Some(current) = &self.current {
-            self.row(f, "now", &visible(current))?;
-        }
-        if self.parked_ops > 0 {
-            let text = format!(
-                "{}, failed, waiting for you: see `proxyfs tasks {}`",
-                changes(self.parked_ops),
-                visible(&self.name)
-            );
-            self.wrapped(f, "parked", &text)?;
-        }
-        if let Some(error) = &self.last_error {
-            self.wrapped(f, "last error", &visible(error))?;
-        }
-        if let Some(seconds) = self.retry_in_seconds {
-            self.row(f, "next try", &format!("in {}", duration(seconds)))?;
-        }
-        if !self.unsupported.is_empty() {
-            self.wrapped(f, "lacks", &visible(&self.unsupported.join(", ")))?;
-        }
-        Ok(())
-    }
-}
-
-impl MirrorStatus {
-    /// One line, cut in its middle where it is too long.
-    fn row(&self, f: &mut fmt::Formatter<'_>, name: &str, value: &str) -> fmt::Result {
-        line(f, &format!("  {name:<0$}", INDENT - 2), value)
-    }
-
-    /// As many lines as it takes: nothing of an error is cut away.
-    fn wrapped(&self, f: &mut fmt::Formatter<'_>, name: &str, value: &str) -> fmt::Result {
-        let mut head = format!("  {name}");
-        for part in wrap(value, WIDTH - INDENT) {
-            writeln!(f, "{head:<INDENT$}{part}")?;
-            head.clear();
-        }
-        Ok(())
-    }
-}
-
-fn line(f: &mut fmt::Formatter<'_>, head: &str, value: &str) -> fmt::Result {
-    let room = WIDTH.saturating_sub(head.chars().count());
-    writeln!(f, "{head}{}", shorten(value, room))
-}
 
 /// Tasks for people, a line each, and the error of a parked one below it. `more` tells how many are
 /// not in the list.
@@ -239,7 +94,7 @@ pub fn count(n: u64) -> String {
     out
 }
 
-fn changes(n: u64) -> String {
+pub(super) fn changes(n: u64) -> String {
     let word = if n == 1 { "change" } else { "changes" };
     format!("{} {word}", count(n))
 }
@@ -261,7 +116,7 @@ pub fn visible(text: &str) -> String {
 }
 
 /// The text in at most `width` characters, with an ellipsis for what is cut out of its middle.
-fn shorten(text: &str, width: usize) -> String {
+pub(super) fn shorten(text: &str, width: usize) -> String {
     let length = text.chars().count();
     if length <= width {
         return text.to_string();
@@ -306,90 +161,6 @@ pub fn wrap(text: &str, width: usize) -> Vec<String> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-
-    fn mirror(name: &str, state: MirrorState) -> MirrorStatus {
-        MirrorStatus {
-            name: name.into(),
-            host: "web2.example.com".into(),
-            port: 22,
-            user: "www-data".into(),
-            path: "/srv/www".into(),
-            state,
-            ..MirrorStatus::default()
-        }
-    }
-
-    #[test]
-    fn a_screen_tells_what_is_wrong_since_when_and_what_comes_next() {
-        let status = Status {
-            source: "/srv/www".into(),
-            mount_point: "/srv/www".into(),
-            pid: Some(4711),
-            last_seq: 1_234_567,
-            log_bytes: 3 << 20,
-            mirrors: vec![
-                mirror("web2", MirrorState::Synced),
-                MirrorStatus {
-                    pending_ops: 1200,
-                    pending_bytes: 5 << 30,
-                    oldest_pending_seconds: Some(11_220),
-                    last_error: Some(
-                        "cannot connect to web3.example.com port 2222: Connection refused: is the SSH server \
-                         running there, and is the port right?"
-                            .into(),
-                    ),
-                    retry_in_seconds: Some(42),
-                    parked_ops: 1,
-                    port: 2222,
-                    ..mirror("web3", MirrorState::Retrying)
-                },
-                MirrorStatus {
-                    pending_ops: 2,
-                    pending_bytes: 1 << 20,
-                    bytes_per_second: 1 << 18,
-                    eta_seconds: Some(4),
-                    current: Some("content videos/a.mp4".into()),
-                    ..mirror("web4", MirrorState::Syncing)
-                },
-            ],
-            ..Status::default()
-        };
-        let expected = "\
-daemon: running, pid 4711
-mount: /srv/www (over itself)
-log: 1,234,567 changes so far, 3.0 MiB on disk
-
-mirror web2: synced
-  at         www-data@web2.example.com:/srv/www
-
-mirror web3: RETRYING
-  at         www-data@web2.example.com:/srv/www, port 2222
-  pending    1,200 changes, 5.0 GiB, the oldest 3h07m old
-  parked     1 change, failed, waiting for you: see `proxyfs tasks web3`
-  last error cannot connect to web3.example.com port 2222: Connection refused:
-             is the SSH server running there, and is the port right?
-  next try   in 42s
-
-mirror web4: syncing
-  at         www-data@web2.example.com:/srv/www
-  pending    2 changes, 1.0 MiB
-  rate       256 KiB/s, done in about 4s
-  now        content videos/a.mp4
-";
-        assert_eq!(status.to_string(), expected);
-    }
-
-    #[test]
-    fn a_daemon_that_is_down_or_read_only_is_said_first() {
-        let down = Status::default().to_string();
-        assert!(down.starts_with("daemon: not running"), "{down}");
-        assert!(down.contains("no mirrors are configured"), "{down}");
-        let full = Status {
-            read_only: true,
-            ..Status::default()
-        };
-        assert!(full.to_string().contains("\nREAD-ONLY: "), "{full}");
-    }
 
     #[test]
     fn tasks_have_a_line_each_and_parked_ones_their_error() {
@@ -448,32 +219,6 @@ mirror web4: syncing
     }
 
     proptest! {
-        /// Whatever names and messages hold: no line is longer than the screen, none can begin a
-        /// line of its own or send the terminal an escape sequence.
-        #[test]
-        fn hostile_text_stays_inside_its_line(text in "[\\PC\\x00-\\x1f\u{202e}\u{9b} ]{0,200}") {
-            let mut one = mirror("m", MirrorState::Retrying);
-            for place in [&mut one.name, &mut one.host, &mut one.user, &mut one.path] {
-                *place = text.clone();
-            }
-            one.current = Some(text.clone());
-            let lines = one.to_string().lines().count();
-            prop_assert_eq!(lines, 3);
-            one.last_error = Some(text.clone());
-            one.unsupported = vec![text.clone()];
-            one.parked_ops = 1;
-            let task = Task {
-                mirror: text.clone(), verb: "rename".into(), path: text.clone(),
-                second_path: Some(text.clone()), error: Some(text), ..Task::default()
-            };
-            for shown in [one.to_string(), tasks_table(&[task], 0)] {
-                for line in shown.lines() {
-                    prop_assert!(line.chars().count() <= WIDTH, "{}", line);
-                    prop_assert!(!line.contains(|c: char| c.is_control() || c == '\u{202e}'), "{:?}", line);
-                }
-            }
-        }
-
         /// Wrapping loses no letter.
         #[test]
         fn wrapped_lines_hold_the_whole_text(text in "[a-c ]{0,60}", width in 1usize..12) {

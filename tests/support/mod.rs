@@ -4,6 +4,7 @@
 pub mod daemon;
 pub mod fake_server;
 pub mod mounts;
+pub mod pty;
 pub mod random;
 pub mod relay;
 pub mod smtpd;

@@ -71,10 +71,15 @@ impl<R: Remote> Pipeline<'_, R> {
             let Stage::Uploading(upload) = &job.stage else {
                 return None;
             };
-            Some((job.row.change.path().to_string(), upload.progress()))
+            // What has no reply yet may still be in our own buffers.
+            let (all, sent) = upload.progress();
+            let open = self.remote.unacknowledged_bytes() as u64;
+            let there = (all, sent.saturating_sub(open));
+            Some((job.row.change.path().to_string(), there))
         };
+        let far = (self.cursor, self.remote.traffic().0);
         self.setup
             .live
-            .working(drained, at_rest, settled, self.remote.traffic().0, current);
+            .working(drained, at_rest, settled, far, current);
     }
 }

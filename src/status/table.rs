@@ -1,0 +1,434 @@
+//! The status for people: a table with a line a mirror, and below it what there is to tell of those that are not
+//! simply fine: why, since when, and what to do about it.
+//!
+//! The reader may have been woken at night, on a terminal of 80 columns, or on none: so the table alone
+//! tells which mirror it is, no line is longer than the screen, colours only repeat what the words
+//! say, and nothing of an error is cut away.
+
+use super::show::{bytes, changes, count, duration, shorten, visible, wrap};
+use super::{MirrorState, MirrorStatus, Status};
+use crate::screen::{Colour, Look};
+use std::fmt::{self, Write};
+
+/// Where the values of a mirror's lines begin.
+const INDENT: usize = 13;
+
+/// Columns of a progress bar.
+const BAR: usize = 30;
+
+/// The longest name that the table shows whole.
+const NAME: usize = 18;
+
+impl fmt::Display for Status {
+    /// As on a screen of 80 columns without colours.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&screen(self, &Look::default()))
+    }
+}
+
+/// The status on a screen that looks like this.
+pub fn screen(status: &Status, look: &Look) -> String {
+    let mut page = Page {
+        look: *look,
+        text: String::new(),
+    };
+    page.head(status);
+    page.table(status);
+    for mirror in &status.mirrors {
+        page.details(mirror, status.pid.is_some());
+    }
+    page.text
+}
+
+/// What is to be done about a mirror's state, if anything is.
+pub(super) fn advice(mirror: &MirrorStatus, daemon_runs: bool) -> Option<String> {
+    let name = visible(&mirror.name);
+    if !daemon_runs {
+        return None; // the first thing to do is said at the top
+    }
+    match mirror.state {
+        MirrorState::Retrying => Some(format!(
+            "nothing, if that passes: it is tried again by itself; at once with `proxyfs try-again {name}`"
+        )),
+        MirrorState::Paused => Some(format!("`proxyfs resume {name}` lets it go on")),
+        MirrorState::Stopped => Some(format!(
+            "put that right, then `proxyfs try-again {name}`; `proxyfs doctor {name}` tries all that it needs"
+        )),
+        MirrorState::NeedsSync => Some(format!(
+            "if its disk is not mounted there, mount it, then `proxyfs try-again {name}`; else give it \
+             a copy as the last error says"
+        )),
+        MirrorState::Synced | MirrorState::Syncing if mirror.parked_ops > 0 => {
+            Some(format!("put that right, then `proxyfs try-again {name}`"))
+        }
+        MirrorState::Synced | MirrorState::Syncing => None,
+    }
+}
+
+/// The state as the table shows it, and its colour.
+fn state(mirror: &MirrorStatus, daemon_runs: bool) -> (&'static str, Colour) {
+    match mirror.state {
+        // Nobody is at work on it, which is no fault of the mirror's.
+        MirrorState::Stopped if !daemon_runs => ("stopped", Colour::None),
+        MirrorState::Synced => ("synced", Colour::Green),
+        MirrorState::Syncing => ("syncing", Colour::Cyan),
+        MirrorState::Retrying => ("RETRYING", Colour::Yellow),
+        MirrorState::Paused => ("paused", Colour::Yellow),
+        MirrorState::Stopped => ("STOPPED", Colour::Red),
+        MirrorState::NeedsSync => ("NEEDS SYNC", Colour::Red),
+    }
+}
+
+struct Page {
+    look: Look,
+    text: String,
+}
+
+impl Page {
+    /// One line, cut in its middle where it is too long.
+    fn line(&mut self, head: &str, value: &str, colour: Colour) {
+        let room = self.look.width.saturating_sub(head.chars().count());
+        let value = self.look.paint(colour, &shorten(value, room));
+        self.text += &format!("{head}{value}\n");
+    }
+
+    /// As many lines as it takes.
+    fn wrapped(&mut self, head: &str, value: &str, colour: Colour) {
+        let mut head = head.to_string();
+        for part in wrap(value, self.look.width.saturating_sub(INDENT).max(20)) {
+            let part = self.look.paint(colour, &part);
+            self.text += &format!("{head:<INDENT$}{part}\n");
+            head.clear();
+        }
+    }
+
+    fn head(&mut self, status: &Status) {
+        match status.pid {
+            Some(pid) => self.line("proxyfs   ", &format!("running, pid {pid}"), Colour::None),
+            None => self.line(
+                "proxyfs   ",
+                "NOT RUNNING: start it with `proxyfs run` or its service",
+                Colour::Red,
+            ),
+        }
+        let (source, mount) = (visible(&status.source), visible(&status.mount_point));
+        let place = match status.source == status.mount_point {
+            true => format!("{source} (over itself)"),
+            false => format!("{source} at {mount}"),
+        };
+        self.line("mount     ", &place, Colour::None);
+        let log = format!(
+            "{} so far, {} on disk",
+            changes(status.last_seq),
+            bytes(status.log_bytes)
+        );
+        self.line("log       ", &log, Colour::None);
+        if status.read_only {
+            let text = "READ-ONLY: changes cannot be recorded, so the mount refuses them. Is the disk of \
+                        state_dir full? Make room there; it goes on by itself then.";
+            for part in wrap(text, self.look.width) {
+                self.line("", &part, Colour::Red);
+            }
+        }
+        if let Some(mail) = status.mail.as_ref().filter(|m| m.last_error.is_some()) {
+            let text = format!(
+                "MAIL: {} news cannot be mailed, for {}: {}",
+                mail.waiting,
+                duration(mail.failing_seconds.unwrap_or(0)),
+                visible(mail.last_error.as_deref().unwrap_or_default())
+            );
+            for part in wrap(&text, self.look.width) {
+                self.line("", &part, Colour::Red);
+            }
+        }
+        self.text.push('\n');
+    }
+
+    fn table(&mut self, status: &Status) {
+        if status.mirrors.is_empty() {
+            self.text += "no mirrors are configured: `proxyfs add-mirror` adds one\n";
+            return;
+        }
+        let names = status.mirrors.iter().map(|m| visible(&m.name));
+        let width = names.map(|n| n.chars().count()).max().unwrap_or(0);
+        let width = width.clamp(6, NAME);
+        let mut row = |name: &str, state: (&str, Colour), cells: [String; 5]| {
+            let [pending, size, oldest, rate, left] = cells;
+            // Padded before it is painted: a terminal does not count what paints.
+            let state = self.look.paint(state.1, &format!("{:<10}", state.0));
+            let line = format!(
+                "{name:<width$}  {state} {pending:>10} {size:>9} {oldest:>7} {rate:>11} {left:>7}"
+            );
+            self.text += line.trim_end();
+            self.text.push('\n');
+        };
+        let titles = ["PENDING", "BYTES", "OLDEST", "RATE", "LEFT"].map(str::to_string);
+        row("MIRROR", ("STATE", Colour::None), titles);
+        for mirror in &status.mirrors {
+            let dash = || "-".to_string();
+            let mut cells = std::array::from_fn(|_| dash());
+            if mirror.pending_ops > 0 {
+                cells[0] = count(mirror.pending_ops);
+                cells[1] = bytes(mirror.pending_bytes);
+                cells[2] = mirror.oldest_pending_seconds.map_or_else(dash, duration);
+            }
+            if mirror.state == MirrorState::Syncing {
+                cells[3] = format!("{}/s", bytes(mirror.bytes_per_second));
+                cells[4] = mirror.eta_seconds.map_or_else(dash, duration);
+            }
+            let name = shorten(&visible(&mirror.name), NAME);
+            row(&name, state(mirror, status.pid.is_some()), cells);
+        }
+    }
+
+    /// What there is to tell of a mirror beyond its line in the table; nothing if it is simply fine.
+    fn details(&mut self, mirror: &MirrorStatus, daemon_runs: bool) {
+        let todo = advice(mirror, daemon_runs);
+        let bar = mirror.progress_percent.filter(|_| {
+            mirror.state == MirrorState::Syncing && mirror.pending_ops > mirror.parked_ops
+        });
+        let quiet = todo.is_none()
+            && bar.is_none()
+            && mirror.last_error.is_none()
+            && mirror.current.is_none()
+            && mirror.parked_ops == 0
+            && mirror.unsupported.is_empty();
+        if quiet {
+            return;
+        }
+        let port = match mirror.port {
+            22 => String::new(),
+            other => format!(", port {other}"),
+        };
+        let place = format!(
+            "{}: {}@{}:{}{port}",
+            visible(&mirror.name),
+            visible(&mirror.user),
+            visible(&mirror.host),
+            visible(&mirror.path)
+        );
+        self.text.push('\n');
+        self.line("", &place, Colour::None);
+        if let Some(percent) = bar {
+            let done = BAR * usize::from(percent.min(100)) / 100;
+            let tip = if done < BAR { ">" } else { "" };
+            let bar = format!("{}{tip}", "=".repeat(done));
+            let text = format!("[{bar:<BAR$}] {percent} %");
+            self.line(&row_head("done"), &text, Colour::Cyan);
+        }
+        if let Some(current) = &mirror.current {
+            self.line(&row_head("now"), &visible(current), Colour::None);
+        }
+        if mirror.parked_ops > 0 {
+            let text = format!(
+                "{}, failed, waiting for you: see `proxyfs tasks {}`",
+                changes(mirror.parked_ops),
+                visible(&mirror.name)
+            );
+            self.wrapped("  parked", &text, Colour::Yellow);
+        }
+        if let Some(error) = &mirror.last_error {
+            let colour = match mirror.state {
+                MirrorState::Stopped | MirrorState::NeedsSync if daemon_runs => Colour::Red,
+                _ => Colour::Yellow,
+            };
+            self.wrapped("  last error", &visible(error), colour);
+        }
+        if let Some(todo) = &todo {
+            self.wrapped("  to do", todo, Colour::None);
+        }
+        if let Some(seconds) = mirror.retry_in_seconds {
+            let text = format!("in {}", duration(seconds));
+            self.line(&row_head("next try"), &text, Colour::None);
+        }
+        if !mirror.unsupported.is_empty() {
+            let all = visible(&mirror.unsupported.join(", "));
+            self.wrapped("  lacks", &all, Colour::None);
+        }
+    }
+}
+
+fn row_head(name: &str) -> String {
+    let mut head = String::new();
+    // Writing to a String cannot fail.
+    let _ = write!(head, "  {name:<0$}", INDENT - 2);
+    head
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Task;
+    use super::super::show::tasks_table;
+    use super::*;
+    use proptest::prelude::*;
+
+    fn mirror(name: &str, state: MirrorState) -> MirrorStatus {
+        MirrorStatus {
+            name: name.into(),
+            host: format!("{name}.example.com"),
+            port: 22,
+            user: "www-data".into(),
+            path: "/srv/www".into(),
+            state,
+            ..MirrorStatus::default()
+        }
+    }
+
+    fn night() -> Status {
+        Status {
+            source: "/srv/www".into(),
+            mount_point: "/srv/www".into(),
+            pid: Some(4711),
+            last_seq: 1_234_567,
+            log_bytes: 3 << 20,
+            mirrors: vec![
+                mirror("web2", MirrorState::Synced),
+                MirrorStatus {
+                    pending_ops: 1200,
+                    pending_bytes: 5 << 30,
+                    oldest_pending_seconds: Some(11_220),
+                    last_error: Some(
+                        "web3.example.com refuses the connection: check that sshd runs there and that the \
+                         port is right"
+                            .into(),
+                    ),
+                    retry_in_seconds: Some(42),
+                    port: 2222,
+                    ..mirror("web3", MirrorState::Retrying)
+                },
+                MirrorStatus {
+                    pending_ops: 2,
+                    pending_bytes: 1 << 20,
+                    oldest_pending_seconds: Some(61),
+                    bytes_per_second: 1 << 18,
+                    eta_seconds: Some(4),
+                    progress_percent: Some(42),
+                    current: Some("content videos/a.mp4 (38 %)".into()),
+                    unsupported: vec!["times of symlinks".into()],
+                    ..mirror("web4", MirrorState::Syncing)
+                },
+                MirrorStatus {
+                    parked_ops: 1,
+                    pending_ops: 1,
+                    last_error: Some("change 7 (chmod a) was refused: permission denied".into()),
+                    ..mirror("web5", MirrorState::Synced)
+                },
+            ],
+            ..Status::default()
+        }
+    }
+
+    #[test]
+    fn a_screen_tells_what_is_wrong_since_when_and_what_comes_next() {
+        let expected = "\
+proxyfs   running, pid 4711
+mount     /srv/www (over itself)
+log       1,234,567 changes so far, 3.0 MiB on disk
+
+MIRROR  STATE         PENDING     BYTES  OLDEST        RATE    LEFT
+web2    synced              -         -       -           -       -
+web3    RETRYING        1,200   5.0 GiB   3h07m           -       -
+web4    syncing             2   1.0 MiB   1m01s   256 KiB/s      4s
+web5    synced              1       0 B       -           -       -
+
+web3: www-data@web3.example.com:/srv/www, port 2222
+  last error web3.example.com refuses the connection: check that sshd runs there
+             and that the port is right
+  to do      nothing, if that passes: it is tried again by itself; at once with
+             `proxyfs try-again web3`
+  next try   in 42s
+
+web4: www-data@web4.example.com:/srv/www
+  done       [============>                 ] 42 %
+  now        content videos/a.mp4 (38 %)
+  lacks      times of symlinks
+
+web5: www-data@web5.example.com:/srv/www
+  parked     1 change, failed, waiting for you: see `proxyfs tasks web5`
+  last error change 7 (chmod a) was refused: permission denied
+  to do      put that right, then `proxyfs try-again web5`
+";
+        assert_eq!(night().to_string(), expected);
+    }
+
+    #[test]
+    fn colours_repeat_what_the_words_say_and_take_no_room() {
+        let look = Look {
+            width: 80,
+            colour: true,
+        };
+        let painted = screen(&night(), &look);
+        assert!(
+            painted.contains("\x1b[33mRETRYING  \x1b[0m      1,200"),
+            "{painted}"
+        );
+        let mut bare = String::new();
+        let mut rest = painted.as_str();
+        while let Some((before, behind)) = rest.split_once('\x1b') {
+            bare += before;
+            rest = behind.split_once('m').unwrap().1;
+        }
+        bare += rest;
+        let lines = |s: &str| -> Vec<String> { s.lines().map(|l| l.trim_end().into()).collect() };
+        assert_eq!(lines(&bare), lines(&night().to_string()));
+    }
+
+    #[test]
+    fn a_daemon_that_is_down_or_read_only_is_said_first() {
+        let down = Status::default().to_string();
+        assert!(
+            down.starts_with("proxyfs   NOT RUNNING: start it"),
+            "{down}"
+        );
+        assert!(down.contains("no mirrors are configured"), "{down}");
+        let full = Status {
+            read_only: true,
+            pid: Some(1),
+            ..Status::default()
+        };
+        assert!(full.to_string().contains("\nREAD-ONLY: "), "{full}");
+        let mut down = night();
+        down.pid = None;
+        down.mirrors.truncate(1);
+        down.mirrors[0].state = MirrorState::Stopped;
+        let down = down.to_string();
+        assert!(down.contains("\nweb2    stopped "), "{down}");
+    }
+
+    #[test]
+    fn every_state_that_needs_a_person_says_what_to_do() {
+        for state in MirrorState::ALL {
+            let todo = advice(&mirror("m", state), true);
+            let fine = matches!(state, MirrorState::Synced | MirrorState::Syncing);
+            assert_eq!(todo.is_none(), fine, "{state}");
+            assert_eq!(advice(&mirror("m", state), false), None);
+        }
+    }
+
+    proptest! {
+        /// Whatever names and messages hold: no line is longer than the screen, none can begin a
+        /// line of its own or send the terminal an escape sequence.
+        #[test]
+        fn hostile_text_stays_inside_its_line(text in "[\\PC\\x00-\\x1f\u{202e}\u{9b} ]{0,200}") {
+            let mut one = mirror("m", MirrorState::Retrying);
+            for place in [&mut one.name, &mut one.host, &mut one.user, &mut one.path] {
+                *place = text.clone();
+            }
+            one.current = Some(text.clone());
+            one.last_error = Some(text.clone());
+            one.unsupported = vec![text.clone()];
+            one.parked_ops = 1;
+            let task = Task {
+                mirror: text.clone(), verb: "rename".into(), path: text.clone(),
+                second_path: Some(text.clone()), error: Some(text), ..Task::default()
+            };
+            let status = Status { pid: Some(1), mirrors: vec![one], ..Status::default() };
+            for shown in [status.to_string(), tasks_table(&[task], 0)] {
+                for line in shown.lines() {
+                    prop_assert!(line.chars().count() <= 80, "{}", line);
+                    prop_assert!(!line.contains(|c: char| c.is_control() || c == '\u{202e}'), "{:?}", line);
+                }
+            }
+        }
+    }
+}
