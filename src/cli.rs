@@ -146,6 +146,16 @@ pub enum Command {
                       Exit codes: 0 the mail was taken, 1 it was not.")]
     TestMail,
 
+    /// All commands at a prompt, with history and completion
+    ///
+    /// Also under the names and quoting of the first ProxyFS: `show_help` lists them. Without a terminal
+    /// it reads a command a line.
+    #[command(
+        after_help = "Example: proxyfs console\n         echo \"show_tasks 'web2.example.com'\" | proxyfs console\n\
+                      Exit codes: 0 all went well, 1 a command failed."
+    )]
+    Console,
+
     /// Check the configuration without acting on it
     #[command(after_help = "Example: proxyfs check-config --config ./new.ini\n\
                       Exit codes: 0 it is good, 2 it is not; every problem is a line with file and line number.")]

@@ -8,6 +8,7 @@ pub mod alarm;
 pub mod change;
 pub mod cli;
 pub mod config;
+pub mod console;
 pub mod control;
 pub mod daemon;
 pub mod exclude;

@@ -2,7 +2,8 @@
 
 use clap::Parser;
 use proxyfs::cli::{Arguments, Command};
-use proxyfs::config::{Config, ConfigError, Overrides};
+use proxyfs::config::{Config, ConfigError, MirrorConfig, Overrides};
+use proxyfs::console;
 use proxyfs::control::{ControlError, ControlRequest, call, socket_path};
 use proxyfs::daemon;
 use proxyfs::mount;
@@ -12,8 +13,10 @@ use proxyfs::status::{Status, Task, show, table};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::Value;
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -53,12 +56,54 @@ impl From<ConfigError> for Failure {
 }
 
 fn main() -> ExitCode {
-    match command(Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+    ExitCode::from(done(command(Arguments::parse())))
+}
+
+/// The exit code of a command that has ended; why it failed is told.
+fn done(result: Result<(), Failure>) -> u8 {
+    match result {
+        Ok(()) => 0,
         Err(Failure(code, why)) => {
-            eprintln!("proxyfs: {}", why.trim_end());
-            ExitCode::from(code)
+            // Who has told all himself leaves nothing to tell.
+            if !why.is_empty() {
+                eprintln!("proxyfs: {}", why.trim_end());
+            }
+            code
         }
+    }
+}
+
+/// The prompt; each line is a command line of this program, with the same configuration.
+fn console(file: &Path) -> Result<(), Failure> {
+    let load = || Config::load(file, Overrides::default());
+    // What is in the way is better known before the first command.
+    let config = load()?;
+    let history = config.state_dir.join(console::HISTORY_FILE);
+    let history = config.state_dir.is_dir().then_some(history);
+    let mut mirrors = || {
+        let configured = load().map(|c| c.mirrors).unwrap_or_default();
+        let known = |m: MirrorConfig| console::Known {
+            name: m.name,
+            host: m.host,
+        };
+        configured.into_iter().map(known).collect()
+    };
+    let mut act = |words: &[String]| {
+        let line = ["proxyfs", "--config"].map(OsString::from);
+        let line = line.into_iter().chain([file.into()]);
+        match Arguments::try_parse_from(line.chain(words.iter().map(OsString::from))) {
+            Ok(arguments) => done(command(arguments)) == 0,
+            Err(why) => {
+                // Help and version come this way too; a terminal that has gone is no matter here.
+                let _ = why.print();
+                why.exit_code() == 0
+            }
+        }
+    };
+    match console::run(history.as_deref(), &mut mirrors, &mut act)? {
+        true => Ok(()),
+        // What failed has been told.
+        false => Err(Failure(FAILED, String::new())),
     }
 }
 
@@ -161,6 +206,7 @@ fn command(arguments: Arguments) -> Result<(), Failure> {
         }
         Command::Stop { stale } => stop(&load()?, stale),
         Command::Pages { directory } => pages::write(&directory).map_err(Failure::new),
+        Command::Console => console(&file),
     }
 }
 

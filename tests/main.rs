@@ -10,6 +10,7 @@ mod bandwidth;
 mod coalescing;
 mod commands;
 mod config;
+mod console;
 mod cuts;
 mod excluded;
 mod mails;
