@@ -148,6 +148,11 @@ pub enum Request {
         from: Vec<u8>,
         to: Vec<u8>,
     },
+    /// copy-data: all that `from` holds, into `to` from its start on.
+    CopyData {
+        from: Handle,
+        to: Handle,
+    },
     /// fsync@openssh.com.
     Fsync {
         handle: Handle,

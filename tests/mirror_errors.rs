@@ -167,6 +167,15 @@ impl Tmpfs {
     fn resize(&self, size: &str) {
         mount_remount(&self.0, MountFlags::empty(), size).unwrap();
     }
+
+    fn read_only(&self, flag: bool) {
+        let flags = match flag {
+            true => MountFlags::RDONLY,
+            false => MountFlags::empty(),
+        };
+        // The server may be about to write.
+        wait_until("the remount", || mount_remount(&self.0, flags, "").is_ok());
+    }
 }
 
 impl Drop for Tmpfs {

@@ -5,7 +5,7 @@ use super::support::daemon::Daemon;
 use super::support::mounts::wait_until;
 use super::support::relay::Port;
 use super::support::sshd::{Sshd, die_with_us, ids_of, keygen, public_of};
-use super::support::tree::differences;
+use super::support::tree::{differences, differences_of_bytes, differences_of_names};
 use std::fs::{self, Permissions};
 use std::net::TcpStream;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
@@ -91,6 +91,69 @@ fn openssh_that_denies_what_can_be_done_without() {
         let program = format!("exec /usr/lib/openssh/sftp-server -P {denied}");
         with_openssh(&Sshd::builder().sftp_script(&program).start());
     }
+}
+
+/// A server that denies some requests gets everything that it can take, another way, and `status` says which.
+fn another_way(denied: &str, told: &[&str], compare: impl Fn(&Path, &Path) -> Vec<String>) {
+    let program = format!("exec /usr/lib/openssh/sftp-server -P {denied}");
+    let sshd = Sshd::builder().sftp_script(&program).start();
+    let mut daemon = Daemon::new();
+    daemon.add_mirror("m", &sshd);
+    daemon.start();
+    change_everything(&daemon);
+    assert_eq!(compare(&daemon.source(), &sshd.base()), [""; 0], "{denied}");
+    let mirror = daemon.mirror("m");
+    assert_eq!(mirror["parked_ops"], 0, "{mirror}");
+    let unsupported = mirror["unsupported"].to_string();
+    assert!(
+        told.iter().all(|words| unsupported.contains(words)),
+        "{unsupported}"
+    );
+    assert_eq!(told.is_empty(), unsupported == "[]", "{unsupported}");
+    // The marker comes there too, and is known again.
+    daemon.stop();
+    daemon.start();
+    fs::write(daemon.source().join("small"), "again").unwrap();
+    daemon.wait();
+    assert_eq!(fs::read(sshd.base().join("small")).unwrap(), b"again");
+    daemon.stop();
+}
+
+#[test]
+fn openssh_that_does_not_replace_what_is_there() {
+    let told = ["replacing in one step", "is missing for a moment"];
+    another_way("posix-rename", &told, |here, there| {
+        differences(here, there, false)
+    });
+}
+
+#[test]
+fn openssh_that_makes_no_hard_links() {
+    for denied in ["hardlink", "hardlink,copy-data"] {
+        let told = ["hard links", "each name is a file of its own"];
+        another_way(denied, &told, |here, there| {
+            let mut lines = differences_of_names(here, there);
+            // What was written by the other name.
+            lines.retain(|line| !line.starts_with("moved/twin:"));
+            lines
+        });
+    }
+}
+
+#[test]
+fn openssh_that_sets_no_attributes() {
+    let all = |here: &Path, there: &Path| differences(here, there, false);
+    another_way("fsetstat", &[], all);
+    another_way(
+        "setstat",
+        &["denies setstat)", "of directories"],
+        differences_of_bytes,
+    );
+    another_way(
+        "setstat,fsetstat",
+        &["setstat and fsetstat"],
+        differences_of_bytes,
+    );
 }
 
 #[test]

@@ -29,8 +29,6 @@ pub enum MirrorError {
     },
     /// No key is named, and none of the usual ones exists.
     NoKey,
-    /// The server can't do what ProxyFS needs.
-    Server(&'static str),
     /// The mirror's directory is not as it must be.
     Base {
         /// The directory.
@@ -126,7 +124,6 @@ impl MirrorError {
             MirrorError::Connect(_)
             | MirrorError::Passphrase { .. }
             | MirrorError::NoKey
-            | MirrorError::Server(_)
             | MirrorError::Base { .. }
             | MirrorError::NeedsSync { .. }
             | MirrorError::Lacks { .. }
@@ -151,10 +148,6 @@ impl fmt::Display for MirrorError {
             }
             MirrorError::NoKey => f.write_str(
                 "there is no key to log in with: make one (ssh-keygen -t ed25519) or name one with `key`",
-            ),
-            MirrorError::Server(extension) => write!(
-                f,
-                "the server does not offer {extension}: use OpenSSH's sftp-server or internal-sftp there"
             ),
             MirrorError::Base { path, what } => match what {
                 BaseTrouble::Missing => write!(
@@ -251,7 +244,7 @@ fn advice(status: &Status) -> &'static str {
     match status.code {
         code::PERMISSION_DENIED => "; give the login user the right to write there",
         code::FAILURE => {
-            "; see that the mirror's disk is not full and that nothing else stands at that path"
+            "; see that the mirror's disk is not full or read-only, and that nothing else stands at that path"
         }
         _ => "",
     }

@@ -123,6 +123,11 @@ impl Live {
         now.unsupported = unsupported;
     }
 
+    /// It has turned out what the mirror can't get.
+    pub(super) fn lacks(&self, unsupported: Vec<String>) {
+        self.inner().now.unsupported = unsupported;
+    }
+
     /// The worker is at work: `drained` when nothing is left to do, `at_rest` when no parked change is being
     /// tried, `settled` when directories' times
     /// are right up to there, `cursor` how far it is, `sent` the bytes of this session so far.

@@ -7,7 +7,8 @@
 //!
 //! It is a symbolic link, `.proxyfs/position`, that points to its own text: one request reads it, so that it
 //! comes with the first round trip of a session, and `ls -l` shows it to a person. It is made under another
-//! name and renamed: it is whole, or it is the one before. (A server that makes no symbolic links gets
+//! name and renamed: it is whole, or it is the one before. A server whose rename does not replace has the old
+//! one removed first: so where there is none, the new name is looked at, too. (A server that makes no symbolic links gets
 //! none, and nothing is expected of it.)
 //!
 //! What can be cut between two lines: before it is written, the journal notes durably that it may be of this
@@ -16,7 +17,7 @@
 //! what came after it, too.
 
 use super::errors::MirrorError;
-use super::plan::Place;
+use super::plan::{self, Place, Rules};
 use crate::change::Seq;
 use crate::sftp::{Reply, Request, code};
 use std::fmt;
@@ -100,11 +101,9 @@ impl MarkerTrouble {
     }
 }
 
-/// What was asked to read it: see [`judge`].
-pub(super) fn question(place: &Place) -> Request {
-    Request::Readlink {
-        path: place.position(),
-    }
+/// What is asked to read it, and the one that was about to take its place: see [`judge`].
+pub(super) fn questions(place: &Place) -> [Request; 2] {
+    [place.position(), place.new_position()].map(|path| Request::Readlink { path })
 }
 
 /// Holds what was found against the source's id and what the journal has noted: a lawful marker is of a change
@@ -113,12 +112,13 @@ pub(super) fn question(place: &Place) -> Request {
 /// # Errors
 /// This is not the directory that it was.
 pub(super) fn judge(
-    found: &Reply,
+    [found, new]: [&Reply; 2],
     source: &str,
     (marked, marking): (Option<Seq>, Option<Seq>),
     path: &str,
 ) -> Result<(), MirrorError> {
-    let text = match found {
+    let missing = matches!(found, Reply::Status(why) if why.code == code::NO_SUCH_FILE);
+    let text = match if missing { new } else { found } {
         Reply::Names(names) => names.first().map(|name| &name.name[..]),
         Reply::Status(status) if status.code == code::PERMISSION_DENIED => return Ok(()),
         Reply::Ok | Reply::Status(_) | Reply::Handle(_) | Reply::Data(_) | Reply::Attrs(_) => None,
@@ -156,6 +156,8 @@ pub(super) struct Renewal {
     at: Instant,
     /// The one being written, and its requests that are still to be sent, the last one first.
     under_way: Option<(Seq, Vec<Request>)>,
+    /// Whether the request under way is one without which there is no marker: the link, or the rename.
+    must: bool,
     /// The server makes no symbolic links.
     in_vain: bool,
 }
@@ -167,6 +169,7 @@ impl Renewal {
             there,
             at: now,
             under_way: None,
+            must: false,
             in_vain: false,
         }
     }
@@ -189,26 +192,32 @@ impl Renewal {
     }
 
     /// Begins; gives the first request. The journal has noted that.
-    pub fn begin(&mut self, marker: &Marker, place: &Place, now: Instant) -> Option<Request> {
+    pub fn begin(
+        &mut self,
+        marker: &Marker,
+        place: &Place,
+        rules: Rules,
+        now: Instant,
+    ) -> Option<Request> {
         let (from, to) = (place.new_position(), place.position());
-        let steps = vec![
-            Request::PosixRename {
-                from: from.clone(),
-                to,
-            },
+        let mut steps = vec![
+            Request::Remove { path: from.clone() },
             Request::Symlink {
                 target: marker.to_string().into_bytes(),
                 link: from.clone(),
             },
-            Request::Remove { path: from },
         ];
+        steps.extend(plan::replace(from, to, rules));
+        steps.reverse();
         self.at = now;
         self.under_way = Some((marker.seq, steps));
         self.next()
     }
 
     fn next(&mut self) -> Option<Request> {
-        self.under_way.as_mut()?.1.pop()
+        let request = self.under_way.as_mut()?.1.pop()?;
+        self.must = !matches!(request, Request::Remove { .. });
+        Some(request)
     }
 
     /// Takes the reply to the last request: the next request; or of which change it is, once it is there.
@@ -216,10 +225,10 @@ impl Renewal {
         let Some((seq, steps)) = &self.under_way else {
             return Err(None);
         };
-        let (seq, left) = (*seq, steps.len());
-        // That there is no half-made one to be removed is the usual thing.
-        if left < 2 && matches!(reply, Reply::Status(_)) {
-            self.in_vain |= left == 1;
+        let seq = *seq;
+        // That there is nothing to be removed is the usual thing.
+        if self.must && matches!(reply, Reply::Status(_)) {
+            self.in_vain |= !steps.is_empty();
             self.under_way = None;
             return Err(None);
         }
@@ -252,7 +261,7 @@ mod tests {
     }
 
     fn trouble(reply: &Reply, noted: (Option<Seq>, Option<Seq>)) -> Option<MarkerTrouble> {
-        match judge(reply, "mine", noted, "/m") {
+        match judge([reply, &none()], "mine", noted, "/m") {
             Ok(()) => None,
             Err(MirrorError::Marker { what, .. }) => Some(what),
             Err(other) => panic!("{other}"),
@@ -306,6 +315,35 @@ mod tests {
     }
 
     #[test]
+    fn where_a_rename_does_not_replace_the_one_that_was_to_come_counts() {
+        let start = Instant::now();
+        let marker = Marker {
+            source: "mine".to_string(),
+            seq: 5,
+            time: 1,
+        };
+        let there = found(&marker.to_string());
+        let noted = (Some(4), Some(5));
+        assert!(judge([&none(), &there], "mine", noted, "/m").is_ok());
+        assert!(judge([&none(), &none()], "mine", noted, "/m").is_err());
+        let (place, mut renewal) = (Place::new(b"/m"), Renewal::new(None, start));
+        let rules = Rules {
+            posix_rename: false,
+            ..Rules::default()
+        };
+        renewal.begin(&marker, &place, rules, start);
+        let mut sent = Vec::new();
+        // Neither is there to be removed.
+        for reply in [none(), Reply::Ok, none()] {
+            sent.push(renewal.take(&reply).unwrap());
+        }
+        let (from, to) = (place.new_position(), place.position());
+        assert_eq!(sent[1], Request::Remove { path: to.clone() });
+        assert_eq!(sent[2], Request::Rename { from, to });
+        assert_eq!(renewal.take(&Reply::Ok), Err(Some(5)));
+    }
+
+    #[test]
     fn another_sources_is_foreign_whatever_is_noted() {
         let theirs = found("proxyfs source=theirs seq=7 time=1");
         let source = "theirs".to_string();
@@ -325,7 +363,11 @@ mod tests {
             time: 1,
         };
         let place = Place::new(b"/m");
-        assert!(renewal.begin(&marker, &place, start).is_some());
+        assert!(
+            renewal
+                .begin(&marker, &place, Rules::default(), start)
+                .is_some()
+        );
         assert!(renewal.take(&none()).is_ok() && renewal.take(&Reply::Ok).is_ok());
         assert_eq!(renewal.take(&Reply::Ok), Err(Some(5)));
         assert!(!renewal.is_due(5, true, start + BUSY), "nothing new");
@@ -343,7 +385,7 @@ mod tests {
             seq: 5,
             time: 1,
         };
-        renewal.begin(&marker, &Place::new(b"/m"), start);
+        renewal.begin(&marker, &Place::new(b"/m"), Rules::default(), start);
         assert!(renewal.take(&none()).is_ok());
         assert_eq!(renewal.take(&none()), Err(None));
         assert!(!renewal.is_due(9, true, start + BUSY));

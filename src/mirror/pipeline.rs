@@ -53,6 +53,7 @@ use std::time::{Duration, Instant};
 mod aside;
 mod fates;
 mod in_place;
+mod lacking;
 mod mending;
 mod progress;
 mod publishing;
@@ -558,6 +559,16 @@ impl<'a, R: Remote> Pipeline<'a, R> {
         self.window.get_mut(index)
     }
 
+    fn new_job(&self, row: Row) -> Job {
+        let linked = matches!(row.change, Change::Content { linked: true, .. });
+        let mut job = Job::new(row);
+        if linked && !self.setup.rules.hardlink {
+            // Each name is a file of its own there.
+            (job.anew, job.stage) = (true, Stage::Waiting);
+        }
+        job
+    }
+
     fn load(&mut self) -> Result<(), MirrorError> {
         while self.cursor_has_news() {
             let rows = self.setup.reader.rows(self.loaded, LOAD)?;
@@ -567,7 +578,8 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             for row in rows {
                 self.loaded = row.seq;
                 self.by_path.came(&row);
-                self.window.push_back(Job::new(row));
+                let job = self.new_job(row);
+                self.window.push_back(job);
             }
         }
         Ok(())
@@ -660,7 +672,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
                 self.scars.follow(&job.row.change, seq);
             }
             self.ghosts.follow(&job.row.change, job.absent);
-            if !matches!(job.stage, Stage::Gone | Stage::Covered(_)) {
+            if self.setup.rules.setstat && !matches!(job.stage, Stage::Gone | Stage::Covered(_)) {
                 self.settle.touch_for(&job.row.change);
             }
         }

@@ -102,7 +102,7 @@ impl Place {
 }
 
 /// What this mirror gets, and what its server can do.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {
     /// Whether owners are set (`preserve_owner`).
     pub owner: bool,
@@ -110,6 +110,14 @@ pub struct Rules {
     pub lsetstat: bool,
     /// How uploads that were cut go on.
     pub span: Span,
+    /// Whether a rename may replace what stands at the new name.
+    pub posix_rename: bool,
+    /// Whether a file can have several names.
+    pub hardlink: bool,
+    /// Whether attributes can be set by path, and so those of directories.
+    pub setstat: bool,
+    /// Whether they can be set by handle.
+    pub fsetstat: bool,
 }
 
 impl Default for Rules {
@@ -119,6 +127,10 @@ impl Default for Rules {
             owner: false,
             lsetstat: true,
             span: Span::default(),
+            posix_rename: true,
+            hardlink: true,
+            setstat: true,
+            fsetstat: true,
         }
     }
 }
@@ -143,6 +155,8 @@ pub enum Publish {
     InPlace,
     /// Step by step, with a mark of how far it is.
     Exchange,
+    /// Step by step: a file of its own that is made of the other one's bytes.
+    Copy,
 }
 
 /// What the replies mean.
@@ -190,11 +204,13 @@ pub fn publish(change: &Change, staged: Staged, place: &Place, rules: Rules) -> 
                 path: path.clone(),
                 attrs,
             }];
-            all.extend(set(
-                path,
-                attributes(Some(*mode), Some(*owner), None, rules),
-                false,
-            ));
+            if rules.setstat {
+                all.extend(set(
+                    path,
+                    attributes(Some(*mode), Some(*owner), None, rules),
+                    false,
+                ));
+            }
             all
         }
         Change::Rmdir { path } => vec![Request::Rmdir {
@@ -208,13 +224,9 @@ pub fn publish(change: &Change, staged: Staged, place: &Place, rules: Rules) -> 
             path,
             linked: false,
             ..
-        } => {
-            vec![Request::PosixRename {
-                from: place.staged(staged),
-                to: place.path(path),
-            }]
-        }
+        } => replace(place.staged(staged), place.path(path), rules),
         Change::Content { linked: true, .. } => return Publish::InPlace,
+        Change::Link { .. } if !rules.hardlink => return Publish::Copy,
         Change::Link { from, path } => {
             vec![Request::Hardlink {
                 from: place.path(from),
@@ -222,13 +234,11 @@ pub fn publish(change: &Change, staged: Staged, place: &Place, rules: Rules) -> 
             }]
         }
         Change::Rename { from, to } => {
-            vec![Request::PosixRename {
-                from: place.path(from),
-                to: place.path(to),
-            }]
+            vec![rename(place.path(from), place.path(to), rules)]
         }
         Change::Exchange { .. } => return Publish::Exchange,
         Change::Attr { symlink: true, .. } if !rules.lsetstat => Vec::new(),
+        Change::Attr { symlink: false, .. } if !rules.setstat => Vec::new(),
         Change::Attr {
             path,
             symlink,
@@ -248,6 +258,37 @@ pub fn publish(change: &Change, staged: Staged, place: &Place, rules: Rules) -> 
         Change::Repair { .. } => Vec::new(),
     };
     Publish::Requests(requests)
+}
+
+/// A rename, which replaces what stands at the new name where the server can do that.
+pub fn rename(from: Vec<u8>, to: Vec<u8>, rules: Rules) -> Request {
+    if rules.posix_rename {
+        Request::PosixRename { from, to }
+    } else {
+        Request::Rename { from, to }
+    }
+}
+
+/// What is sent to put what was made ready at its place. A server without posix-rename replaces nothing: there
+/// what stands there is removed first. For that moment, and where the connection breaks in between until
+/// the next one, nothing is there. Not for what a pivot moves: done twice, this would remove what it moved.
+pub fn replace(from: Vec<u8>, to: Vec<u8>, rules: Rules) -> Vec<Request> {
+    let mut all = Vec::new();
+    if !rules.posix_rename {
+        all.push(Request::Remove { path: to.clone() });
+    }
+    all.push(rename(from, to, rules));
+    all
+}
+
+/// The one reply that counts of those to [`replace`].
+pub fn replaced(replies: &[Reply]) -> &[Reply] {
+    match replies {
+        // That nothing was to be removed is no failure; why something was not, is the reason for the other one.
+        [Reply::Status(why), Reply::Status(_)] if why.code != code::NO_SUCH_FILE => &replies[..1],
+        [_, _] => &replies[1..],
+        _ => replies,
+    }
 }
 
 /// What is sent to make a symlink ready.

@@ -45,11 +45,13 @@ pub struct Prepared {
 /// What [`prepare`] has to know first; none changes anything or needs another to be through, so they can be
 /// on their way before the server has told what it is. Where an earlier session has been, one round trip
 /// answers nearly all there is to ask.
-pub fn questions(place: &Place) -> [Request; 6] {
+pub fn questions(place: &Place) -> [Request; 7] {
     let (private, stage) = (place.private_dir(), place.stage_dir());
+    let [mark, new_mark] = marker::questions(place);
     [
         Request::Stat { path: place.base() },
-        marker::question(place),
+        mark,
+        new_mark,
         Request::Lstat {
             path: private.clone(),
         },
@@ -91,14 +93,10 @@ pub(super) fn prepare_asked<R: Remote>(
         });
     }
     let features = remote.features();
-    if !features.posix_rename {
-        return Err(MirrorError::Server("posix-rename@openssh.com"));
-    }
-    if !features.hardlink {
-        return Err(MirrorError::Server("hardlink@openssh.com"));
-    }
     let rules = Rules {
-        lsetstat: features.lsetstat,
+        lsetstat: wanted.lsetstat && features.lsetstat,
+        posix_rename: wanted.posix_rename && features.posix_rename,
+        hardlink: wanted.hardlink && features.hardlink,
         ..wanted
     };
     let path = String::from_utf8_lossy(&place.base()).into_owned();
@@ -109,8 +107,15 @@ pub(super) fn prepare_asked<R: Remote>(
 
     let mut replies = answers(remote, asked)?.into_iter();
     // As many as were asked for.
-    let [at_base, mark, at_private, at_stage, in_private, in_stage] =
-        std::array::from_fn(|_| replies.next().unwrap_or(Reply::Ok));
+    let [
+        at_base,
+        mark,
+        new_mark,
+        at_private,
+        at_stage,
+        in_private,
+        in_stage,
+    ] = std::array::from_fn(|_| replies.next().unwrap_or(Reply::Ok));
     if !position.adopted && is_empty(remote, place.base())? {
         return Err(MirrorError::NeedsSync { path });
     }
@@ -124,7 +129,7 @@ pub(super) fn prepare_asked<R: Remote>(
             return Err(base(BaseTrouble::NotADirectory));
         }
     };
-    marker::judge(&mark, known.source_id, known.marker, &path)?;
+    marker::judge([&mark, &new_mark], known.source_id, known.marker, &path)?;
     let not_writable = |refused| base(BaseTrouble::NotWritable(refused));
     if !is_directory(&at_private) {
         make(remote, place.private_dir())?.map_err(not_writable)?;
@@ -172,15 +177,34 @@ fn make<R: Remote>(remote: &mut R, path: Vec<u8>) -> Result<Result<(), Status>, 
     Ok(Ok(()))
 }
 
-/// What the mirror can't get, in words for `status`.
+/// What the mirror can't get, and what it gets instead, in words for `status`.
 pub(super) fn unsupported(rules: &Rules) -> Vec<String> {
-    let mut all = Vec::new();
-    if !rules.lsetstat {
-        all.push(
-            "times and owners of symlinks (the server lacks lsetstat@openssh.com)".to_string(),
-        );
-    }
-    all
+    let lacks = [
+        (
+            rules.lsetstat,
+            "times and owners of symlinks (the server lacks lsetstat@openssh.com)",
+        ),
+        (
+            rules.posix_rename,
+            "replacing in one step (the server lacks posix-rename@openssh.com): a file that is replaced is missing for a \
+             moment",
+        ),
+        (
+            rules.hardlink,
+            "hard links (the server lacks hardlink@openssh.com): each name is a file of its own, and gets what is written \
+             by that name",
+        ),
+        (
+            rules.setstat || rules.fsetstat,
+            "modes and times (the server denies setstat and fsetstat): files get their mode when they are sent",
+        ),
+        (
+            rules.setstat || !rules.fsetstat,
+            "modes and times of directories, and changes of those of files (the server denies setstat)",
+        ),
+    ];
+    let lacks = lacks.into_iter().filter(|(can, _)| !can);
+    lacks.map(|(_, words)| words.to_string()).collect()
 }
 
 /// Removes what an earlier session left half ready, given the answers to opening the two directories:

@@ -295,8 +295,9 @@ impl<'a, R: Remote> Repair<'a, R> {
                 attrs,
             },
         )?;
-        let attributes =
+        let mut attributes =
             plan::attributes(Some(mode), Some(owner_of(entry)), None, self.tools.rules);
+        attributes.retain(|_| self.tools.rules.setstat);
         for request in plan::set(at, attributes, false) {
             self.send_must(path.clone(), request);
         }
@@ -479,7 +480,13 @@ impl<'a, R: Remote> Repair<'a, R> {
             (self.tools.durable)()?;
             for (number, path) in std::mem::take(&mut self.ready) {
                 let (from, to) = (self.tools.place.stage(number), self.tools.place.path(&path));
-                self.send_must(path, Request::PosixRename { from, to });
+                for request in plan::replace(from, to, self.tools.rules) {
+                    match request {
+                        // Of that nothing is to be learned.
+                        Request::Remove { .. } => drop(self.remote.send(request)),
+                        rename => self.send_must(path.clone(), rename),
+                    }
+                }
             }
         }
         Ok(())

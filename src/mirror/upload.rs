@@ -124,6 +124,8 @@ pub struct Upload {
     phase: Phase,
     /// Before it is seen how long the file is there.
     how: How,
+    /// Where attributes are to be set by path: that.
+    set_at: Option<Vec<u8>>,
     /// Of which version it is, where its name there tells.
     version: Option<u64>,
     /// What is to be sent: sorted, disjoint, in bytes.
@@ -226,7 +228,11 @@ impl Upload {
         };
         let (dest, how, version) = to(stamp);
         let in_place = matches!(how, How::InPlace(_));
+        let sets = rules.fsetstat || rules.setstat;
         let mut attrs = attributes_in(&stat, rules);
+        if !sets {
+            attrs.clear();
+        }
         let bytes = match how {
             How::Anew | How::InPlace(None) | How::Behind(Left::Nothing) => {
                 small_file(&file, stamp)?
@@ -250,11 +256,14 @@ impl Upload {
         {
             last.size = Some(stamp.size);
         }
+        // Nobody else is to see it before it is at its place; unless this is the one chance to give it its mode.
         let private = Attrs {
-            mode: Some(0o600),
+            mode: Some(if sets { 0o600 } else { stat.st_mode & 0o777 }),
             ..Attrs::default()
         };
         let (mode, attrs_at_open) = match how {
+            // Nothing else can cut it.
+            How::InPlace(None) if !sets => (OpenMode::Create, Attrs::default()),
             How::Anew => (OpenMode::Create, private),
             How::Behind(_) => (OpenMode::Continue, private),
             How::InPlace(_) => (OpenMode::Update, Attrs::default()),
@@ -269,6 +278,7 @@ impl Upload {
         }
         let is_wide = !in_place && stamp.size >= remote.wide_from();
         let wide = is_wide.then(|| Wide::new(dest.clone(), lane));
+        let set_at = Some(&dest).filter(|_| !rules.fsetstat).cloned();
         let open = Request::Open {
             path: dest,
             mode,
@@ -284,9 +294,11 @@ impl Upload {
             attrs,
             phase: Phase::Opening(None, None),
             how,
+            set_at,
             version,
             ranges: vec![(0, stamp.size)],
-            new_from: if in_place { u64::MAX } else { 0 },
+            // Where no size can be set, a hole at the end has to be written.
+            new_from: if in_place || !sets { u64::MAX } else { 0 },
             allocated: allocated(&stat),
             next: 0,
             sent: 0,
@@ -468,8 +480,17 @@ impl Upload {
         if self.failure.is_none() {
             for attrs in std::mem::take(&mut self.attrs) {
                 self.waiting += 1;
-                let handle = handle.clone();
-                note(remote.send_on(self.lane, Request::Fsetstat { handle, attrs }));
+                let set = match &self.set_at {
+                    Some(path) => Request::Setstat {
+                        path: path.clone(),
+                        attrs,
+                    },
+                    None => Request::Fsetstat {
+                        handle: handle.clone(),
+                        attrs,
+                    },
+                };
+                note(remote.send_on(self.lane, set));
             }
         }
         if let Some(wide) = &mut self.wide {
@@ -594,6 +615,9 @@ impl Upload {
         };
         // What is not in the log yet stays for its row; but what is there already is not cut for that.
         let size = self.stamp.size.min(there.max(parts.logged));
+        if self.attrs.is_empty() && size < there {
+            return Err(surprise(code::FAILURE)); // it can't be cut
+        }
         let linked = parts.linked;
         let mut ranges = parts.ranges;
         ranges.truncate(size);

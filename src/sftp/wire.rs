@@ -114,6 +114,7 @@ impl Expect {
             | Request::Rename { .. }
             | Request::PosixRename { .. }
             | Request::Hardlink { .. }
+            | Request::CopyData { .. }
             | Request::Fsync { .. }
             | Request::Lsetstat { .. } => Expect::Status,
         }
@@ -216,6 +217,11 @@ pub fn encode(id: u32, request: &Request, out: &mut Vec<u8>) -> Result<(), TooLo
         Request::Hardlink { from, to } => {
             w.head(kind::EXTENDED, id).bytes(extension::HARDLINK.0);
             w.bytes(from).bytes(to);
+        }
+        Request::CopyData { from, to } => {
+            w.head(kind::EXTENDED, id).bytes(extension::COPY_DATA.0);
+            w.bytes(&from.0).u64(0).u64(0); // a length of 0: to the end
+            w.bytes(&to.0).u64(0);
         }
         Request::Fsync { handle } => {
             w.head(kind::EXTENDED, id).bytes(extension::FSYNC.0);

@@ -91,6 +91,45 @@ fn a_mirror_whose_disk_is_full_loses_nothing_and_shows_nothing_half() {
 }
 
 #[test]
+fn a_mirror_whose_disk_becomes_read_only_stops_and_goes_on_when_it_is_writable() {
+    let sshd = Sshd::start();
+    let disk = Tmpfs::mount(base(&sshd, "m"), "size=16m,mode=0755");
+    let mut daemon = Daemon::new();
+    add(&mut daemon, "good", &sshd, &[]);
+    add(&mut daemon, "m", &sshd, &[]);
+    daemon.start();
+    let (www, there) = (daemon.source(), base(&sshd, "m"));
+    fs::write(www.join("old"), "old").unwrap();
+    daemon.wait();
+    disk.read_only(true);
+    fs::write(www.join("old"), "new").unwrap();
+    fs::create_dir(www.join("dir")).unwrap();
+    fs::rename(www.join("old"), www.join("dir/moved")).unwrap();
+    told(
+        &daemon,
+        "m",
+        "stopped",
+        "see that the mirror's disk is not full",
+    );
+    told(&daemon, "m", "stopped", "read-only");
+    nobody_else_is_disturbed(&daemon, &sshd);
+    assert_eq!(
+        daemon.mirror("m")["parked_ops"],
+        0,
+        "it is not about a change"
+    );
+    assert_eq!(fs::read_to_string(there.join("old")).unwrap(), "old");
+    // A daemon that is started meanwhile says the same.
+    daemon.stop();
+    daemon.start();
+    told(&daemon, "m", "stopped", "");
+    disk.read_only(false);
+    daemon.wait_for_mirror("m", |m| m["state"] == "synced");
+    everything_arrives(&daemon, &sshd, &["good", "m"]);
+    daemon.stop();
+}
+
+#[test]
 fn a_disk_that_is_full_from_the_beginning_is_not_called_one_without_rights() {
     let sshd = Sshd::start();
     // One for its root, and none for anything else.

@@ -183,29 +183,6 @@ fn a_server_without_sftp_stops_its_mirror_until_it_has_it() {
 }
 
 #[test]
-fn a_server_that_cannot_do_what_is_needed_is_told_by_what_it_lacks() {
-    let mut sshd = Sshd::start();
-    let whole = "Subsystem sftp internal-sftp";
-    let mut daemon = Daemon::new();
-    add(&mut daemon, "m", &sshd, &NEVER);
-    for (denied, lacks) in [
-        ("posix-rename", "posix-rename@openssh.com"),
-        ("hardlink", "hardlink@openssh.com"),
-    ] {
-        let part = format!("{whole} -P {denied}");
-        reconfigure(&mut sshd, whole, &part);
-        daemon.start();
-        let words = format!("the server does not offer {lacks}: use OpenSSH's sftp-server");
-        told(&daemon, "m", "stopped", &words);
-        fs::write(daemon.source().join(denied), "waits").unwrap();
-        reconfigure(&mut sshd, &part, whole);
-        resume(&daemon, &["m"]);
-        everything_arrives(&daemon, &sshd, &["m"]);
-        daemon.stop();
-    }
-}
-
-#[test]
 fn a_port_that_is_no_ssh_server_is_told_from_a_broken_one() {
     let sshd = Sshd::start();
     let port = Port::reserve();

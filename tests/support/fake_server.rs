@@ -31,7 +31,8 @@ pub struct Cut {
 type Refuse<'a> = Box<dyn FnMut(&Request) -> Option<u32> + 'a>;
 
 pub struct FakeServer<'a> {
-    features: Features,
+    /// What it says it can do.
+    pub features: Features,
     /// One a lane.
     queued: Vec<VecDeque<(Ticket, Request)>>,
     /// Which lane is worked on next.
@@ -194,6 +195,29 @@ impl<'a> FakeServer<'a> {
             }
             Request::Rmdir { path } => fs::remove_dir(local(&path))?,
             Request::PosixRename { from, to } => fs::rename(local(&from), local(&to))?,
+            // OpenSSH's does not replace.
+            Request::Rename { from, to } => rustix::fs::renameat_with(
+                rustix::fs::CWD,
+                local(&from),
+                rustix::fs::CWD,
+                local(&to),
+                rustix::fs::RenameFlags::NOREPLACE,
+            )?,
+            Request::Read {
+                handle,
+                offset,
+                len,
+            } => {
+                let mut data = vec![0; len as usize];
+                let got = self.file(lane, &handle)?.read_at(&mut data, offset)?;
+                data.truncate(got);
+                return Ok(Reply::Data(data));
+            }
+            Request::CopyData { from, to } => {
+                let mut bytes = Vec::new();
+                io::Read::read_to_end(&mut self.file(lane, &from)?, &mut bytes)?;
+                self.file(lane, &to)?.write_all_at(&bytes, 0)?;
+            }
             Request::Hardlink { from, to } => fs::hard_link(local(&from), local(&to))?,
             Request::Symlink { target, link } => {
                 std::os::unix::fs::symlink(local(&target), local(&link))?
@@ -331,7 +355,9 @@ fn show(request: &Request) -> String {
             .map_or(path.clone(), |(_, rest)| rest.to_string())
     };
     match request {
-        Request::PosixRename { from, to } => format!("rename {} -> {}", short(from), short(to)),
+        Request::PosixRename { from, to } | Request::Rename { from, to } => {
+            format!("rename {} -> {}", short(from), short(to))
+        }
         Request::Hardlink { from, to } => format!("link {} -> {}", short(from), short(to)),
         Request::Open { path, mode, .. } => format!("open {mode:?} {}", short(path)),
         Request::Mkdir { path, .. } => format!("mkdir {}", short(path)),

@@ -109,9 +109,34 @@ fn visit(
 /// How two trees differ, a line each; nothing if they are the same: names, types, bytes, modes, mtimes, link
 /// targets, hard links, and owners if asked.
 pub fn differences(source: &Path, mirror: &Path, owners: bool) -> Vec<String> {
-    let (here, there) = (read(source, owners), read(mirror, owners));
+    compare(&read(source, owners), &read(mirror, owners))
+}
+
+/// The same, but for which names are one file.
+pub fn differences_of_names(source: &Path, mirror: &Path) -> Vec<String> {
+    differences_without(source, mirror, |entry| entry.same_as = None)
+}
+
+/// The same of names, types and bytes, and of files' modes.
+pub fn differences_of_bytes(source: &Path, mirror: &Path) -> Vec<String> {
+    differences_without(source, mirror, |entry| {
+        (entry.same_as, entry.mtime) = (None, 0);
+        entry.mode = if entry.kind == "file" { entry.mode } else { 0 };
+    })
+}
+
+fn differences_without(source: &Path, mirror: &Path, leave_out: fn(&mut Entry)) -> Vec<String> {
+    let [here, there] = [source, mirror].map(|root| {
+        let mut all = read(root, false);
+        all.values_mut().for_each(leave_out);
+        all
+    });
+    compare(&here, &there)
+}
+
+fn compare(here: &BTreeMap<Vec<u8>, Entry>, there: &BTreeMap<Vec<u8>, Entry>) -> Vec<String> {
     let mut lines = Vec::new();
-    for (name, entry) in &here {
+    for (name, entry) in here {
         let shown = String::from_utf8_lossy(name);
         match there.get(name) {
             None => lines.push(format!("missing on the mirror: {shown} ({entry:?})")),
@@ -125,7 +150,7 @@ pub fn differences(source: &Path, mirror: &Path, owners: bool) -> Vec<String> {
             Some(_) => {}
         }
     }
-    for (name, entry) in &there {
+    for (name, entry) in there {
         if !here.contains_key(name) {
             let shown = String::from_utf8_lossy(name);
             lines.push(format!("only on the mirror: {shown} ({entry:?})"));

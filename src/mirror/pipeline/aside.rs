@@ -6,6 +6,7 @@
 //! only the change is parked. That is asked while what was half staged still lies there: it must not be what
 //! was removed in between that makes room.
 
+use super::super::prepare;
 use super::*;
 
 /// How long the trial file is, in bytes: more than the piece that no longer fitted.
@@ -21,8 +22,13 @@ impl<R: Remote> Pipeline<'_, R> {
             return Ok(());
         };
         let change = self.window[index].change().clone();
+        let rules = self.setup.rules;
         if self.takes_nothing()? {
             return Err(MirrorError::refused(seq, &change, status));
+        }
+        if self.setup.rules != rules {
+            self.goes_otherwise(seq);
+            return Ok(());
         }
         let staged = !matches!(self.window[index].stage, Stage::Refused(_));
         let unexpected = matches!(status.code, code::NO_SUCH_FILE | code::FAILURE);
@@ -111,7 +117,8 @@ impl<R: Remote> Pipeline<'_, R> {
         }
         for row in rows.into_iter().rev() {
             self.by_path.came(&row);
-            self.window.push_front(Job::new(row));
+            let job = self.new_job(row);
+            self.window.push_front(job);
         }
         Ok(())
     }
@@ -139,7 +146,10 @@ impl<R: Remote> Pipeline<'_, R> {
             seq,
             time: now_ms() / 1000,
         };
-        if let Some(request) = self.marker.begin(&marker, &self.setup.place, now) {
+        if let Some(request) = self
+            .marker
+            .begin(&marker, &self.setup.place, self.setup.rules, now)
+        {
             let ticket = self.remote.send(request);
             self.tickets.insert(ticket, Purpose::Marker);
         }
@@ -173,6 +183,25 @@ impl<R: Remote> Pipeline<'_, R> {
         let Reply::Handle(handle) = self.ask(open)? else {
             return Ok(true);
         };
+        // On a file that was just made these are denied by the server alone, not by its file system.
+        let attrs = Attrs {
+            mode: Some(0o600),
+            ..Attrs::default()
+        };
+        let by_handle = Request::Fsetstat {
+            handle: handle.clone(),
+            attrs,
+        };
+        let by_path = Request::Setstat {
+            path: path.clone(),
+            attrs,
+        };
+        let is_denied = |reply| matches!(reply, Reply::Status(why) if is_denial(&why));
+        let denied = [
+            is_denied(self.ask(by_handle)?),
+            is_denied(self.ask(by_path)?),
+        ];
+        self.learn_what_is_set(denied);
         let mut refused = false;
         for (offset, data) in (0..PROBE).step_by(CHUNK).map(|at| (at, vec![0x5a; CHUNK])) {
             let write = Request::Write {
@@ -187,4 +216,37 @@ impl<R: Remote> Pipeline<'_, R> {
         self.ask(Request::Remove { path })?;
         Ok(refused)
     }
+
+    /// Whether attributes can be set by handle and by path has been seen.
+    fn learn_what_is_set(&mut self, [by_handle, by_path]: [bool; 2]) {
+        let rules = &mut self.setup.rules;
+        let known = *rules;
+        rules.fsetstat &= !by_handle;
+        rules.setstat &= !by_path;
+        if *rules != known {
+            let lacks = prepare::unsupported(rules);
+            let name = self.setup.name;
+            log::warn!("mirror {name}: it lacks {}", lacks.join(", "));
+            self.setup.live.lacks(lacks);
+        }
+    }
+
+    /// It was refused by a server that denies what can be done without: it is tried again without, and so is
+    /// what was made ready meanwhile.
+    fn goes_otherwise(&mut self, seq: Seq) {
+        self.rewind(seq);
+        for job in &mut self.window {
+            if matches!(&job.stage, Stage::Refused(why) if is_denial(why)) {
+                job.stage = Stage::Waiting;
+                job.restaged += 1;
+                self.stage_next = self.stage_next.min(job.row.seq);
+            }
+        }
+        self.staging_refused = None;
+    }
+}
+
+/// What a server says to a request that it does not carry out for anybody.
+fn is_denial(why: &Status) -> bool {
+    matches!(why.code, code::PERMISSION_DENIED | code::OP_UNSUPPORTED)
 }

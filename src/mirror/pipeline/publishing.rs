@@ -83,7 +83,7 @@ impl<R: Remote> Pipeline<'_, R> {
                         break;
                     }
                 }
-                Publish::Exchange => {
+                Publish::Exchange | Publish::Copy => {
                     self.trouble = Some(seq);
                     break;
                 }
@@ -128,7 +128,7 @@ impl<R: Remote> Pipeline<'_, R> {
                 return Ok(Publish::Requests(Vec::new()));
             };
             let (to, mut attrs) = (self.setup.place.path(path), Vec::new());
-            if self.covers.sets_attributes(node, self.attrs_set) {
+            if self.setup.rules.setstat && self.covers.sets_attributes(node, self.attrs_set) {
                 let now = attributes_now(self.setup.source, node, self.setup.rules);
                 attrs = now.map_err(|why| MirrorError::Source {
                     change: job.row.change.to_string(),
@@ -147,7 +147,7 @@ impl<R: Remote> Pipeline<'_, R> {
         }
         if job.anew {
             let (from, to) = (place.staged(staged), place.path(job.row.change.path()));
-            return Ok(Publish::Requests(vec![Request::PosixRename { from, to }]));
+            return Ok(Publish::Requests(plan::replace(from, to, self.setup.rules)));
         }
         Ok(plan::publish(job.change(), staged, place, self.setup.rules))
     }
@@ -277,7 +277,10 @@ impl<R: Remote> Pipeline<'_, R> {
         } else {
             0
         };
-        let (main, looks) = replies.split_at(replies.len() - looks);
+        let (mut main, looks) = replies.split_at(replies.len() - looks);
+        if job.is_staged() {
+            main = plan::replaced(main);
+        }
         let verdict = match plan::seen(looks) {
             Ok(_) if matches!(job.stage, Stage::Covered(_)) => {
                 let failed = main.iter().find_map(|reply| match reply {

@@ -3,7 +3,7 @@
 //!
 //! Rare, so a round trip a request is no harm; and alone, so that what is seen is what is there.
 
-use super::super::plan::{is_dir, judge, looks, seen};
+use super::super::plan::{is_dir, judge, looks, rename, seen};
 use super::*;
 
 /// Bits that the mirror's user needs on a directory to work in it.
@@ -43,6 +43,7 @@ impl<R: Remote> Pipeline<'_, R> {
 
     fn deal_with(&mut self, seq: Seq) -> Result<(), MirrorError> {
         let uncertain = seq <= self.uncertain;
+        let posix_rename = self.setup.rules.posix_rename;
         let Some(job) = self.job(seq) else {
             return Ok(());
         };
@@ -53,15 +54,34 @@ impl<R: Remote> Pipeline<'_, R> {
             return Err(refused(status.clone()));
         }
         match std::mem::replace(&mut job.step, Step::Waiting) {
-            Step::Waiting => match self.exchange(seq, &change) {
+            Step::Waiting => match self.step_by_step(seq, &change) {
                 Err(MirrorError::Refused { status, .. })
                     if status.code == code::PERMISSION_DENIED
                         && self.open_directories(&change)? =>
                 {
-                    self.exchange(seq, &change)?;
+                    self.step_by_step(seq, &change)?;
                 }
                 done => done?,
             },
+            Step::Trouble(Verdict::Failed(status))
+                if !posix_rename
+                    && status.code != code::PERMISSION_DENIED
+                    && matches!(change, Change::Rename { .. }) =>
+            {
+                let moved = match self.move_onto(seq, &change) {
+                    Err(MirrorError::Refused { status, .. })
+                        if status.code == code::PERMISSION_DENIED
+                            && self.open_directories(&change)? =>
+                    {
+                        self.move_onto(seq, &change)?
+                    }
+                    done => done?,
+                };
+                if !moved {
+                    return Err(refused(status));
+                }
+                self.set_step(seq, Step::Done);
+            }
             Step::Trouble(Verdict::Look) => {
                 let seen = self.look(&change)?.map_err(refused)?;
                 // What the server said is gone, but that it was no plain answer is known.
@@ -146,7 +166,7 @@ impl<R: Remote> Pipeline<'_, R> {
     }
 
     /// Takes back all that was sent from `seq` on: it is sent again, as uncertain rows.
-    fn rewind(&mut self, seq: Seq) {
+    pub(super) fn rewind(&mut self, seq: Seq) {
         self.uncertain = self.uncertain.max(self.announced);
         let from = self.first_from(seq);
         // Everything before `publish_next` was sent, and so was a file in place at it.
@@ -281,15 +301,32 @@ impl<R: Remote> Pipeline<'_, R> {
         Err(MirrorError::refused(seq, change, status))
     }
 
+    fn step_by_step(&mut self, seq: Seq, change: &Change) -> Result<(), MirrorError> {
+        match change {
+            Change::Exchange { a, b } => self.exchange(seq, change, (a, b)),
+            Change::Link { from, path } => self.copy(seq, change, (from, path)),
+            Change::Mkdir { .. }
+            | Change::Rmdir { .. }
+            | Change::Unlink { .. }
+            | Change::Symlink { .. }
+            | Change::Rename { .. }
+            | Change::Content { .. }
+            | Change::Attr { .. }
+            | Change::Repair { .. } => Ok(()),
+        }
+    }
+
     /// Swaps two entries, for which SFTP has no request: a -> mark/a, b -> a, mark/a -> b. The mark, a
     /// directory of its own, tells after a cut how far it was. No mark, or an empty one: nothing has been
     /// moved. With `a` in it and without `half` the first step is done, and the second if b is gone. `half` is
     /// made between the second and the third; with it and without `a` all is done. The mark goes after
     /// the exchange is noted as done.
-    fn exchange(&mut self, seq: Seq, change: &Change) -> Result<(), MirrorError> {
-        let Change::Exchange { a, b } = change else {
-            return Ok(());
-        };
+    fn exchange(
+        &mut self,
+        seq: Seq,
+        change: &Change,
+        (a, b): (&RelPath, &RelPath),
+    ) -> Result<(), MirrorError> {
         self.record()?;
         let place = &self.setup.place;
         let (a, b, mark) = (place.path(a), place.path(b), place.exchange(seq));
@@ -345,11 +382,11 @@ impl<R: Remote> Pipeline<'_, R> {
         to: &[u8],
     ) -> Result<(), MirrorError> {
         let (from, to) = (from.to_vec(), to.to_vec());
-        self.must(seq, change, Request::PosixRename { from, to })
+        self.must(seq, change, rename(from, to, self.setup.rules))
     }
 
     /// What stands at a path that a change is about; none if nothing does.
-    fn attributes_of(
+    pub(super) fn attributes_of(
         &mut self,
         seq: Seq,
         change: &Change,
@@ -362,7 +399,12 @@ impl<R: Remote> Pipeline<'_, R> {
         Ok(seen.first().copied().flatten())
     }
 
-    fn must(&mut self, seq: Seq, change: &Change, request: Request) -> Result<(), MirrorError> {
+    pub(super) fn must(
+        &mut self,
+        seq: Seq,
+        change: &Change,
+        request: Request,
+    ) -> Result<(), MirrorError> {
         match self.ask(request)? {
             Reply::Status(status) => Err(MirrorError::refused(seq, change, status)),
             Reply::Ok | Reply::Handle(_) | Reply::Data(_) | Reply::Names(_) | Reply::Attrs(_) => {
