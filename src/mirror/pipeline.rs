@@ -53,6 +53,7 @@ use std::time::{Duration, Instant};
 mod aside;
 mod fates;
 mod in_place;
+mod job;
 mod lacking;
 mod mending;
 mod progress;
@@ -61,6 +62,7 @@ mod staging;
 mod trouble;
 
 use fates::{ByPath, Fate};
+use job::{Job, Stage, Step};
 pub(super) use trouble::MARKS;
 
 /// Rows in memory at most.
@@ -127,171 +129,6 @@ pub enum Ended {
     Paused,
     /// It was told to stop.
     Stopped,
-}
-
-enum Stage {
-    /// Nothing to stage, or it is staged.
-    Ready,
-    Waiting,
-    Uploading(Box<Upload>),
-    /// Requests without a reply, and what failed first.
-    Symlink(usize, Option<Status>),
-    /// The file is gone here, and so its content has nothing to do there. Or it is being written anew: its
-    /// next content is to come.
-    Gone,
-    /// An earlier row's send has brought what this one is about: see [`Covers`].
-    Covered(Seq),
-    /// The mirror does not take it. That is dealt with when everything before it is done.
-    Refused(Status),
-}
-
-enum Step {
-    Waiting,
-    /// Replies to the publishing requests and the looks behind them; how many are missing.
-    Sent(Vec<Option<Reply>>, usize),
-    /// A file is being written where it stands.
-    InPlace,
-    /// It went wrong: to be dealt with when nothing is in flight.
-    Trouble(Verdict),
-    /// It is set aside: parked with an error, or waiting behind one that is.
-    Held(Option<String>),
-    Done,
-}
-
-struct Job {
-    row: Row,
-    stage: Stage,
-    step: Step,
-    restaged: u32,
-    /// Published from the stage though it has several names: its name is not there.
-    anew: bool,
-    /// How often it was denied though no directory was shut: it may have been sent before one was opened.
-    denied: u32,
-    /// What it comes to on this mirror, where that is something else: see [`Ghosts`].
-    instead: Option<Change>,
-    /// Its content is gone, and nothing stands at its path.
-    absent: bool,
-    /// Its file is gone for good.
-    lost: bool,
-    /// What that means for it.
-    fate: Fate,
-    /// Nothing stands at its path there when its turn comes.
-    vacant: bool,
-    /// No other row's send counts for it.
-    alone: bool,
-    /// Its bytes are few: they are written where the file stands.
-    in_place: bool,
-    /// That did not do.
-    whole: bool,
-    /// It is not carried out: its paths are scars, or covered by a repair.
-    taken_up: bool,
-    /// Its paths are among those in flight.
-    noted: bool,
-    /// The lane that it is staged on. All that is about its staged file goes there, so that a removal comes
-    /// before the next try.
-    lane: Option<usize>,
-    /// Which version of its file is made ready: part of the name in the stage.
-    version: Option<u64>,
-    /// How much of that is there without a hole, in bytes.
-    arrived: u64,
-    /// What its upload is counted with in [`Pipeline::burden`].
-    weight: staging::Weight,
-}
-
-impl Job {
-    fn new(row: Row) -> Job {
-        let stage = match plan::staging(&row.change) {
-            Staging::None => Stage::Ready,
-            Staging::File | Staging::Symlink => Stage::Waiting,
-        };
-        Job {
-            row,
-            stage,
-            step: Step::Waiting,
-            restaged: 0,
-            denied: 0,
-            anew: false,
-            instead: None,
-            absent: false,
-            lost: false,
-            fate: Fate::Lives,
-            vacant: false,
-            alone: false,
-            in_place: false,
-            whole: false,
-            taken_up: false,
-            noted: false,
-            lane: None,
-            version: None,
-            arrived: 0,
-            weight: staging::Weight::default(),
-        }
-    }
-
-    /// The change as it is carried out here.
-    fn change(&self) -> &Change {
-        self.instead.as_ref().unwrap_or(&self.row.change)
-    }
-
-    /// Where it is made ready.
-    fn staged(&self) -> Staged {
-        Staged {
-            seq: self.row.seq,
-            version: self.version,
-        }
-    }
-
-    /// Whether looks are sent along with its requests.
-    fn looks(&self, uncertain: bool) -> bool {
-        if matches!(self.stage, Stage::Covered(_)) {
-            return false;
-        }
-        uncertain || self.change().is_pivot() || matches!(self.stage, Stage::Gone)
-    }
-
-    /// Whether something is made ready for it out of sight.
-    fn is_staged(&self) -> bool {
-        let stages = self.anew || plan::staging(&self.row.change) != Staging::None;
-        stages && !self.is_in_place() && !matches!(self.stage, Stage::Gone | Stage::Covered(_))
-    }
-
-    /// It has to bring its content itself.
-    fn uncover(&mut self) {
-        self.in_place = false; // to be found anew
-        self.stage = match plan::staging(&self.row.change) {
-            Staging::None => Stage::Ready,
-            Staging::File | Staging::Symlink => Stage::Waiting,
-        };
-    }
-
-    /// Whether its path is there when it is done, and done twice it ends the same.
-    fn arrives(&self) -> bool {
-        let lives = self.fate == Fate::Lives;
-        lives && (self.is_staged() || matches!(self.stage, Stage::Covered(_)))
-    }
-
-    /// Which file it is about.
-    fn content(&self) -> Option<covers::Place<'_>> {
-        match &self.row.change {
-            Change::Content {
-                path, node, linked, ..
-            } => Some(covers::Place {
-                seq: self.row.seq,
-                node,
-                path,
-                linked: *linked,
-            }),
-            Change::Mkdir { .. }
-            | Change::Rmdir { .. }
-            | Change::Unlink { .. }
-            | Change::Symlink { .. }
-            | Change::Link { .. }
-            | Change::Rename { .. }
-            | Change::Exchange { .. }
-            | Change::Attr { .. }
-            | Change::Repair { .. } => None,
-        }
-    }
 }
 
 /// Whose a reply is.
