@@ -43,7 +43,7 @@ pub use sys::{Caller, SetTime, Stat, node_id, open_node, without_fsetid};
 use crate::change::{Change, NodeId, RelPath};
 use crate::exclude::Exclude;
 use crate::journal::{RecordError, Recorder};
-use directories::OpenDirectory;
+use directories::{KeptListings, OpenDirectory};
 use inodes::{Inodes, Kind, ROOT, Tree};
 use log::Log;
 use open_files::{Dirty, FileState, OpenFiles, Which};
@@ -55,7 +55,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 use sys::Result;
 
@@ -147,6 +147,7 @@ pub struct Local {
     open: OpenFiles,
     directories: RwLock<HashMap<u64, Arc<OpenDirectory>>>,
     last_directory: AtomicU64,
+    kept: Mutex<KeptListings>,
     log: Log,
     special_files: AtomicU64,
     /// Whether a write shows in a file's times, always.
@@ -192,6 +193,7 @@ impl Local {
             open: OpenFiles::default(),
             directories: RwLock::default(),
             last_directory: AtomicU64::new(0),
+            kept: Mutex::default(),
             log: Log::new(recorder),
             special_files: AtomicU64::new(0),
             fine_stamps,

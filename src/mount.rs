@@ -17,6 +17,7 @@
 mod answers;
 mod filesystem;
 mod mountinfo;
+mod notices;
 mod passthrough;
 
 use crate::local::Local;
@@ -254,10 +255,11 @@ fn serve(
     ended: &Arc<Ended>,
 ) -> io::Result<JoinHandle<()>> {
     let notifier = Arc::new(OnceLock::new());
+    let threads = options.threads.max(1);
     let filesystem = ProxyFs::new(local, notifier.clone(), options.passthrough);
     let mut config = Config::default();
     config.acl = SessionACL::All;
-    config.n_threads = Some(options.threads.max(1));
+    config.n_threads = Some(threads);
     config.clone_fd = true;
     let session = Session::from_fd(filesystem, device, SessionACL::All, config)?;
     // The cell is new, so that this is the first value.

@@ -5,6 +5,7 @@ mod exclude;
 mod failing_log;
 mod life;
 mod limits;
+mod listings;
 mod names;
 mod open_files;
 mod passthrough;

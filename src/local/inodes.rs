@@ -84,6 +84,8 @@ pub struct Tree {
     /// What was kept of nodes that were dropped: closing it may remove a file from the disk, and nobody
     /// shall wait for that.
     dropped: Vec<Arc<OwnedFd>>,
+    /// How often names were about to change.
+    changes: u64,
 }
 
 impl Tree {
@@ -98,6 +100,7 @@ impl Tree {
         Tree {
             nodes: HashMap::from([(ROOT, root)]),
             dropped: Vec::new(),
+            changes: 0,
         }
     }
 
@@ -378,9 +381,11 @@ impl Inodes {
         read(&self.tree)
     }
 
-    /// Holds everything that needs a path away.
+    /// Holds everything that needs a path away, as names are about to change.
     pub fn write(&self) -> RwLockWriteGuard<'_, Tree> {
-        write(&self.tree)
+        let mut tree = write(&self.tree);
+        tree.changes += 1;
+        tree
     }
 
     /// The node of an inode number: the same, but for the root (1) and an inode 1 (the root's number).
@@ -407,7 +412,18 @@ impl Inodes {
     /// # Errors
     /// EXDEV for what is on another file system: mounted below the source, or a Btrfs subvolume.
     pub fn stat_at(&self, dir: impl AsFd, name: &[u8]) -> Result<Stat> {
-        let stat = sys::stat_at(dir, name)?;
+        self.on_the_source(sys::stat_at(dir, name)?)
+    }
+
+    /// What a descriptor stands for.
+    ///
+    /// # Errors
+    /// As [`Inodes::stat_at`].
+    pub fn stat_opened(&self, fd: impl AsFd) -> Result<Stat> {
+        self.on_the_source(sys::stat(fd)?)
+    }
+
+    fn on_the_source(&self, stat: Stat) -> Result<Stat> {
         if stat.dev != self.root_stat.dev {
             return Err(Errno::XDEV);
         }
@@ -557,16 +573,21 @@ impl Inodes {
 
     /// Looks a name up and counts it as known to the kernel.
     pub fn lookup(&self, dir: u64, name: &[u8]) -> Result<Stat> {
-        {
+        let (stat, seen_at) = {
             let tree = self.read();
-            let stat = self.stat_at(self.directory(&tree, dir)?, name)?;
-            if tree.count_known(self.node(stat.ino), Kind::of(&stat), dir, name) {
-                return Ok(self.outward(stat));
+            let stat = self.outward(self.stat_at(self.directory(&tree, dir)?, name)?);
+            if tree.count_known(stat.ino, Kind::of(&stat), dir, name) {
+                return Ok(stat);
             }
-        }
-        // Once more with the write side: between the two another file may have got the name.
-        let mut tree = self.write();
-        let stat = self.outward(self.stat_at(self.directory(&tree, dir)?, name)?);
+            (stat, tree.changes)
+        };
+        let mut tree = write(&self.tree);
+        let stat = if tree.changes == seen_at {
+            stat
+        } else {
+            // Between the two another file may have got the name.
+            self.outward(self.stat_at(self.directory(&tree, dir)?, name)?)
+        };
         tree.enter(stat.ino, Kind::of(&stat), dir, name);
         Ok(stat)
     }
@@ -587,7 +608,7 @@ impl Inodes {
     pub fn count_forgotten(&self, wait: bool, needed: impl Fn(u64) -> bool) {
         let mut tree = match self.tree.try_write() {
             Ok(tree) => tree,
-            Err(_) if wait => self.write(),
+            Err(_) if wait => write(&self.tree),
             Err(_) => return,
         };
         let forgotten = std::mem::take(&mut *lock(&self.forgotten));

@@ -213,8 +213,14 @@ impl Local {
             return Err(Errno::NOENT);
         }
         let place = self.place(&tree, dir, name)?;
-        let stat = self.inodes.outward(self.inodes.stat_at(&place.fd, name)?);
-        let kept = Self::keep(&tree, &place, &stat);
+        // Kept open if the kernel knows it: see `keep`.
+        let opened = sys::open_at(&place.fd, name, OFlags::PATH, 0);
+        let stat = self.inodes.outward(match &opened {
+            Ok(fd) => self.inodes.stat_opened(fd)?,
+            // No descriptor is left, perhaps.
+            Err(_) => self.inodes.stat_at(&place.fd, name)?,
+        });
+        let kept = opened.ok().filter(|_| tree.kind(stat.ino).is_some());
         rustix::fs::unlinkat(&place.fd, name, flags)?;
         let known = self.taken_away(&mut tree, &place, &stat, kept);
         match place.path {

@@ -144,6 +144,14 @@ pub fn fopen_flags(opened: &Opened) -> FopenFlags {
     flags
 }
 
+/// The kernel keeps a listing until the directory changes: it does that itself, or sees another mtime. `fresh`: the
+/// one that it has may be shown again. Else it asks once more, and gets all attributes with it.
+pub fn listing_flags(fresh: bool) -> FopenFlags {
+    let mut flags = FopenFlags::FOPEN_CACHE_DIR;
+    flags.set(FopenFlags::FOPEN_KEEP_CACHE, fresh);
+    flags
+}
+
 /// What [`crate::local::Local`] answers.
 pub type LocalResult<T> = Result<T, rustix::io::Errno>;
 

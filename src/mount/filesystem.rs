@@ -7,17 +7,18 @@
 //! shows nevertheless.
 
 use super::answers::{
-    LocalResult, TTL, caller, errno, file_attr, fopen_flags, kind, no_entry, reply_attr,
-    reply_empty, reply_entry, reply_xattr, set_time, with_buffer,
+    LocalResult, TTL, caller, errno, file_attr, fopen_flags, kind, listing_flags, no_entry,
+    reply_attr, reply_empty, reply_entry, reply_xattr, set_time, with_buffer,
 };
+use super::notices::Notices;
 use super::passthrough::{Passthrough, passing};
 use crate::local::{
     Access, DirectoryEntry, Local, Opened, SetAttributes, Stat, Writer, without_fsetid,
 };
 use fuser::{
-    BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags,
-    PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData,
+    BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, PollEvents,
+    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData,
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
     ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
@@ -47,7 +48,7 @@ const CAPABILITIES: [InitFlags; 7] = [
 /// The mounted file system, as `fuser` calls it.
 pub struct ProxyFs {
     local: Arc<Local>,
-    notifier: Arc<OnceLock<Notifier>>,
+    notices: Notices,
     /// Whether to ask for passthrough.
     ask: bool,
     passthrough: Passthrough,
@@ -59,7 +60,7 @@ impl ProxyFs {
     pub fn new(local: Arc<Local>, notifier: Arc<OnceLock<Notifier>>, passthrough: bool) -> ProxyFs {
         ProxyFs {
             local,
-            notifier,
+            notices: Notices::new(notifier),
             ask: passthrough,
             passthrough: Passthrough::default(),
         }
@@ -93,41 +94,15 @@ impl ProxyFs {
         Ok(backing)
     }
 
-    /// A change that could not be recorded has happened, and the kernel was told that it failed: it
-    /// shall look again at what it believes to be at these names. By a thread of its own, since the
-    /// kernel waits for the directory's lock, which may be held by who waits for this thread.
-    fn look_again<T>(&self, done: &LocalResult<T>, names: &[(INodeNo, &OsStr)]) {
-        if !matches!(done, Err(rustix::io::Errno::IO)) {
-            return;
-        }
-        let Some(notifier) = self.notifier.get().cloned() else {
-            return;
-        };
-        let names: Vec<_> = names.iter().map(|n| (n.0, n.1.to_owned())).collect();
-        let thread = std::thread::Builder::new().name("fuse-notify".into());
-        let started = thread.spawn(move || {
-            for (dir, name) in names {
-                if let Err(e) = notifier.inval_entry(dir, &name) {
-                    log::debug!("the kernel did not look again at {name:?}: {e}");
-                }
+    /// What the kernel keeps of these names' directories is not to be shown after a change to who is just reading
+    /// it; and what it believes to be at them may be wrong if the change failed.
+    fn changed<T>(&self, done: &LocalResult<T>, names: &[(INodeNo, &OsStr)]) {
+        for (dir, _) in names {
+            if self.local.is_being_listed(dir.0) {
+                self.notices.drop_listing(*dir);
             }
-        });
-        if let Err(e) = started {
-            log::warn!("the kernel may show old names for {} s: {e}", TTL.as_secs());
         }
-    }
-
-    /// Tells the kernel that attributes have changed without its knowing.
-    fn forget_attributes(&self, changed: bool, ino: INodeNo) {
-        if changed
-            && let Some(notifier) = self.notifier.get()
-            && let Err(e) = notifier.inval_inode(ino, -1, 0)
-        {
-            log::warn!(
-                "the kernel may show old attributes of inode {ino} for {} s: {e}",
-                TTL.as_secs()
-            );
-        }
+        self.notices.look_again(done, names);
     }
 }
 
@@ -200,7 +175,7 @@ impl Filesystem for ProxyFs {
         let done = self
             .local
             .set_attributes(ino.0, handle, &set, caller(req, 0));
-        self.forget_attributes(done.is_err(), ino);
+        self.notices.forget_attributes(done.is_err(), ino);
         reply_attr(reply, done);
     }
 
@@ -225,7 +200,7 @@ impl Filesystem for ProxyFs {
         let made = self
             .local
             .mknod(parent.0, name.as_bytes(), mode, rdev, caller);
-        self.look_again(&made, &[(parent, name)]);
+        self.changed(&made, &[(parent, name)]);
         reply_entry(reply, made);
     }
 
@@ -240,19 +215,19 @@ impl Filesystem for ProxyFs {
     ) {
         let caller = caller(req, umask);
         let made = self.local.mkdir(parent.0, name.as_bytes(), mode, caller);
-        self.look_again(&made, &[(parent, name)]);
+        self.changed(&made, &[(parent, name)]);
         reply_entry(reply, made);
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let done = self.local.unlink(parent.0, name.as_bytes());
-        self.look_again(&done, &[(parent, name)]);
+        self.changed(&done, &[(parent, name)]);
         reply_empty(reply, done);
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let done = self.local.rmdir(parent.0, name.as_bytes());
-        self.look_again(&done, &[(parent, name)]);
+        self.changed(&done, &[(parent, name)]);
         reply_empty(reply, done);
     }
 
@@ -268,7 +243,7 @@ impl Filesystem for ProxyFs {
         let made = self
             .local
             .symlink(parent.0, link_name.as_bytes(), target, caller(req, 0));
-        self.look_again(&made, &[(parent, link_name)]);
+        self.changed(&made, &[(parent, link_name)]);
         reply_entry(reply, made);
     }
 
@@ -289,7 +264,7 @@ impl Filesystem for ProxyFs {
             newname.as_bytes(),
             flags.bits(),
         );
-        self.look_again(&done, &[(parent, name), (newparent, newname)]);
+        self.changed(&done, &[(parent, name), (newparent, newname)]);
         reply_empty(reply, done);
     }
 
@@ -302,14 +277,15 @@ impl Filesystem for ProxyFs {
         reply: ReplyEntry,
     ) {
         let made = self.local.link(ino.0, newparent.0, newname.as_bytes());
-        self.look_again(&made, &[(newparent, newname)]);
+        self.changed(&made, &[(newparent, newname)]);
         reply_entry(reply, made);
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         match self.local.open_file(ino.0, flags.0, caller(req, 0)) {
             Ok(opened) => {
-                self.forget_attributes(opened.privileges_cleared, ino);
+                self.notices
+                    .forget_attributes(opened.privileges_cleared, ino);
                 let backing =
                     self.backing(ino.0, &opened, None, req.uid(), |fd| reply.open_backing(fd));
                 let handle = FileHandle(opened.handle);
@@ -361,7 +337,8 @@ impl Filesystem for ProxyFs {
         };
         match self.local.write(fh.0, offset, data, by) {
             Ok(written) => {
-                self.forget_attributes(written.privileges_cleared, ino);
+                self.notices
+                    .forget_attributes(written.privileges_cleared, ino);
                 // No more than `data` is long, which the kernel counts in 32 bits.
                 reply.written(written.bytes as u32);
             }
@@ -408,7 +385,7 @@ impl Filesystem for ProxyFs {
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         match self.local.open_directory(ino.0) {
-            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
+            Ok((handle, fresh)) => reply.opened(FileHandle(handle), listing_flags(fresh)),
             Err(e) => reply.error(errno(e)),
         }
     }
@@ -537,6 +514,7 @@ impl Filesystem for ProxyFs {
         let created = self
             .local
             .create(parent.0, name.as_bytes(), mode, flags, caller);
+        self.changed(&created, &[(parent, name)]);
         match created {
             Ok((stat, opened)) => {
                 let open = |fd: &OwnedFd| reply.open_backing(fd);
@@ -574,7 +552,7 @@ impl Filesystem for ProxyFs {
         let done = self
             .local
             .fallocate(fh.0, offset, length, mode, caller(req, 0))
-            .map(|cleared| self.forget_attributes(cleared, ino));
+            .map(|cleared| self.notices.forget_attributes(cleared, ino));
         reply_empty(reply, done);
     }
 
@@ -609,7 +587,8 @@ impl Filesystem for ProxyFs {
         let (from, to) = ((fh_in.0, offset_in), (fh_out.0, offset_out));
         match self.local.copy_range(from, to, len, caller(req, 0)) {
             Ok(written) => {
-                self.forget_attributes(written.privileges_cleared, ino_out);
+                self.notices
+                    .forget_attributes(written.privileges_cleared, ino_out);
                 // No more than 1 GiB.
                 reply.written(written.bytes as u32);
             }
