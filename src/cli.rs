@@ -146,6 +146,68 @@ pub enum Command {
                       Exit codes: 0 the mail was taken, 1 it was not.")]
     TestMail,
 
+    /// Try a new mirror out, add it, and start its first sync
+    ///
+    /// Reaches the host, shows its key and asks whether it is the right one, logs in, and tries all that
+    /// the daemon will do there: the directory, writing, renaming, times, free space, speed. Only if all
+    /// of that works, the mirror's section is written to `mirrors.d/NAME.ini` beside the configuration
+    /// and the daemon reads it. The host's key is kept in `known_hosts` there.
+    #[command(
+        after_help = "Example: proxyfs add-mirror web3.example.com mirror /www\n         \
+                      proxyfs add-mirror 192.0.2.7 mirror /www --name paris --port 2222 --accept-key\n\
+                      Exit codes: 0 added, 1 something does not work there and nothing was added."
+    )]
+    AddMirror {
+        /// Its name or address
+        host: String,
+        /// The account there
+        user: String,
+        /// The directory there that becomes like the source
+        path: String,
+        /// Its name in commands and messages [default: the first part of HOST]
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+        /// The port of its SSH server [default: 22]
+        #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+        port: Option<u16>,
+        /// The private key to log in with [default: `id_ed25519` beside the configuration, or root's own]
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+        /// It holds a copy of the source already, made by other means
+        #[arg(long, conflicts_with = "delete")]
+        assume_synced: bool,
+        /// Delete what only the mirror has when it is made like the source
+        #[arg(long)]
+        delete: bool,
+        /// Take the host's key for the right one without asking
+        #[arg(long)]
+        accept_key: bool,
+    },
+
+    /// Take a mirror out of the configuration; its files stay as they are
+    ///
+    /// Asks first if changes are pending for it, which it does not get any more then.
+    #[command(after_help = "Example: proxyfs remove-mirror web3\n\
+                      Exit codes: 0 removed, 1 not removed.")]
+    RemoveMirror {
+        /// The mirror
+        name: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+
+    /// Try out all that is needed: on this host, and on each mirror
+    ///
+    /// On a mirror a file is written, renamed and removed again below `.proxyfs`, which the tree does
+    /// not show. The daemon is not disturbed.
+    #[command(after_help = "Example: proxyfs doctor web2\n\
+                      Exit codes: 0 all works, 1 something does not: its line begins with FAIL.")]
+    Doctor {
+        /// This mirror only
+        name: Option<String>,
+    },
+
     /// All commands at a prompt, with history and completion
     ///
     /// Also under the names and quoting of the first ProxyFS: `show_help` lists them. Without a terminal

@@ -215,6 +215,30 @@ impl Config {
 }
 
 impl MirrorConfig {
+    /// A mirror with these settings, and the defaults of all others; what must be set may be left out, and is
+    /// blank then.
+    ///
+    /// # Errors
+    /// One line: a value is bad.
+    pub fn of(name: &str, pairs: &[(&str, String)]) -> Result<MirrorConfig, String> {
+        values::mirror_name(name)?;
+        let mut mirror = MirrorConfig::blank(name.to_string());
+        for setting in SETTINGS {
+            let Apply::Mirror(apply) = setting.apply else {
+                continue;
+            };
+            let given = pairs.iter().find(|(key, _)| *key == setting.name);
+            let value = match (given, setting.absent) {
+                (Some((_, value)), _) => value,
+                (None, Absent::Default(value)) => value,
+                (None, Absent::Required(_) | Absent::Unset(_)) => continue,
+            };
+            apply(&mut mirror, value)
+                .map_err(|why| format!("bad {} `{value}`: {why}", setting.name))?;
+        }
+        Ok(mirror)
+    }
+
     /// What the table of settings fills in.
     fn blank(name: String) -> MirrorConfig {
         MirrorConfig {

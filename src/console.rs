@@ -41,7 +41,7 @@ struct Old {
     takes_host: bool,
 }
 
-const OLD: [Old; 6] = [
+const OLD: [Old; 8] = [
     Old {
         name: "show_help",
         usage: "show_help",
@@ -61,6 +61,20 @@ const OLD: [Old; 6] = [
         usage: "show_tasks ['host']",
         help: "lists open tasks for all hosts, or for host",
         now: Some("tasks"),
+        takes_host: true,
+    },
+    Old {
+        name: "add_mirror",
+        usage: "add_mirror 'host', 'user', 'path'",
+        help: "tries a new mirror out and adds it",
+        now: Some("add-mirror"),
+        takes_host: false,
+    },
+    Old {
+        name: "remove_mirror",
+        usage: "remove_mirror 'host'",
+        help: "removes the mirror from the configuration",
+        now: Some("remove-mirror"),
         takes_host: true,
     },
     Old {
@@ -428,6 +442,12 @@ mod tests {
             ("show_tasks('web2.example.com')", "tasks|web2"),
             ("show_tasks 'unknown'", "tasks|unknown"),
             ("try_again 'WEB2.example.com'", "try-again|web2"),
+            (
+                "add_mirror 'h.example', 'user', '/srv/my files'",
+                "add-mirror|h.example|user|/srv/my files",
+            ),
+            ("add_mirror('h','u','/p')", "add-mirror|h|u|/p"),
+            ("remove_mirror 'web2.example.com'", "remove-mirror|web2"),
             ("kill_now", "stop"),
             ("  kill_now ;", "stop"),
             ("status --json", "status|--json"),

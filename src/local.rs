@@ -156,6 +156,24 @@ pub struct Local {
     crossed: AtomicU64,
 }
 
+/// Whether this directory can be a source: it is there, is no mount of ours, and its file system has handles.
+///
+/// # Errors
+/// What [`Local::open`] would say.
+pub fn try_source(source: &Path) -> std::result::Result<(), LocalError> {
+    let failed = |e: Errno| LocalError::Open(source.to_owned(), e.into());
+    let no_handles = |e: io::Error| LocalError::NoHandles(source.to_owned(), e);
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::openat(CWD, source, flags, rustix::fs::Mode::empty()).map_err(failed)?;
+    if sys::is_fuse(&root).map_err(failed)? {
+        return Err(LocalError::IsFuse(source.to_owned()));
+    }
+    let id = sys::node_id(&root, b"").map_err(|e| no_handles(e.into()))?;
+    sys::open_node(root.as_fd(), &id, OFlags::PATH)
+        .map(drop)
+        .map_err(no_handles)
+}
+
 impl Local {
     /// Opens the source and checks that it can be one. From here on it is used through this descriptor
     /// only, so that the mount may lie over it.

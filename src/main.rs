@@ -2,20 +2,23 @@
 
 use clap::Parser;
 use proxyfs::cli::{Arguments, Command};
-use proxyfs::config::{Config, ConfigError, MirrorConfig, Overrides};
+use proxyfs::config::{Config, ConfigError, FirstSync, Login, MirrorConfig, Overrides};
 use proxyfs::console;
 use proxyfs::control::{ControlError, ControlRequest, call, socket_path};
 use proxyfs::daemon;
+use proxyfs::doctor::{self, Check, Report};
 use proxyfs::mount;
 use proxyfs::pages;
 use proxyfs::screen::{self, Look};
+use proxyfs::setup::{self, Wish};
+use proxyfs::sftp::session::HostKey;
 use proxyfs::status::{Status, Task, show, table};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::Value;
 use std::ffi::OsString;
 use std::fmt::Display;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -207,6 +210,203 @@ fn command(arguments: Arguments) -> Result<(), Failure> {
         Command::Stop { stale } => stop(&load()?, stale),
         Command::Pages { directory } => pages::write(&directory).map_err(Failure::new),
         Command::Console => console(&file),
+        Command::AddMirror {
+            host,
+            user,
+            path,
+            name,
+            port,
+            key,
+            assume_synced,
+            delete,
+            accept_key,
+        } => {
+            let first_sync = match (assume_synced, delete) {
+                (true, _) => FirstSync::None,
+                (false, true) => FirstSync::Delete,
+                (false, false) => FirstSync::Keep,
+            };
+            let wish = Wish {
+                name,
+                host,
+                user,
+                path,
+                port,
+                key,
+                first_sync,
+            };
+            add_mirror(&load()?, &wish, accept_key)
+        }
+        Command::RemoveMirror { name, yes } => remove_mirror(&load()?, &name, yes),
+        Command::Doctor { name } => doctor(&load()?, name.as_deref()),
+    }
+}
+
+/// Tries a mirror out and adds it.
+fn add_mirror(config: &Config, wish: &Wish, accept_key: bool) -> Result<(), Failure> {
+    let plan = setup::plan(config, wish).map_err(Failure::new)?;
+    let MirrorConfig {
+        name, user, path, ..
+    } = &plan.mirror;
+    print(&format!("trying {user}@{}:{path}\n", wish.host))?;
+    let mut tell = tell_checks();
+    let mut report = Report::new(&mut tell);
+    let mut ask = |host: &str, key: &HostKey| {
+        let shown = format!("{host} shows the {} key {}", key.kind(), key.fingerprint());
+        if accept_key {
+            println!("  {shown}: accepted as --accept-key says");
+            return true;
+        }
+        println!(
+            "  {shown}.\n  Compare it with what `ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub` says there, at its \
+             console or by a way you trust."
+        );
+        confirm("  Is it the right one?", "--accept-key")
+    };
+    let session = setup::reach(&plan, &mut report, &mut ask).map_err(Failure::new)?;
+    let reached =
+        session.map(|mut session| doctor::examine(&mut session, &plan.mirror, &mut report));
+    if !report.well {
+        if reached.is_none() && report.login_failed {
+            print(&public_keys(&plan.mirror))?;
+        }
+        return Err(Failure::new(
+            "nothing was added: put right what failed, then do this again",
+        ));
+    }
+    let all = setup::save(&plan, config).map_err(Failure::new)?;
+    print(&format!("mirror {name} is in {}\n", plan.file.display()))?;
+    let then = match wish.first_sync {
+        FirstSync::None => "what changes from here on is sent",
+        FirstSync::Keep | FirstSync::Delete => "it is being made like the source",
+    };
+    match ask_daemon_to_reload(&all)? {
+        true => print(&format!(
+            "{then}: `proxyfs status --watch` shows it, `proxyfs wait {name}` waits for it\n"
+        )),
+        false => print("the daemon is not running: it begins with `proxyfs run` or its service\n"),
+    }
+}
+
+/// The public halves of the keys that were tried, for the mirror's authorized_keys.
+fn public_keys(mirror: &MirrorConfig) -> String {
+    let files = match &mirror.login {
+        Login::Keys(files) | Login::UsualKeys(files) => files.as_slice(),
+        Login::Agent => &[],
+    };
+    let mut text = String::new();
+    for file in files {
+        let mut public = file.clone().into_os_string();
+        public.push(".pub");
+        if let Ok(line) = std::fs::read_to_string(public) {
+            text += &format!(
+                "the public key of {}:\n{}\n",
+                file.display(),
+                line.trim_end()
+            );
+        }
+    }
+    text
+}
+
+/// Has the daemon read its configuration; false: it is not running.
+fn ask_daemon_to_reload(config: &Config) -> Result<bool, Failure> {
+    match ask(config, &ControlRequest::Reload, Some(ANSWER_WITHIN)) {
+        Ok(answer) => print(&format!("{}\n", answer.as_str().unwrap_or_default())).map(|()| true),
+        Err(ControlError::NotRunning { .. }) => Ok(false),
+        Err(why) => Err(Failure::new(format!(
+            "the daemon could not take it over: {why}"
+        ))),
+    }
+}
+
+fn remove_mirror(config: &Config, name: &str, yes: bool) -> Result<(), Failure> {
+    let file = setup::own_file(config, name).map_err(Failure::new)?;
+    // Without a journal nothing can be pending.
+    let pending = status(config).ok().and_then(|s| {
+        let mirror = s.mirrors.into_iter().find(|m| m.name == name)?;
+        Some(mirror.pending_ops)
+    });
+    if let Some(pending @ 1..) = pending
+        && !yes
+    {
+        println!(
+            "{} changes are pending for {name}, and it will not get them.",
+            show::count(pending)
+        );
+        if !confirm("Remove it all the same?", "--yes") {
+            return Err(Failure::new("nothing was removed"));
+        }
+    }
+    setup::forget(&file).map_err(Failure::new)?;
+    if !ask_daemon_to_reload(config)? {
+        print(&format!("mirror {name} removed\n"))?;
+    }
+    print("what is on it stays as it is\n")
+}
+
+/// Checks this host and the mirrors, or one mirror.
+fn doctor(config: &Config, name: Option<&str>) -> Result<(), Failure> {
+    let mirrors: Vec<&MirrorConfig> = match name {
+        Some(name) => vec![config.mirror(name).ok_or_else(|| {
+            let known: Vec<&str> = config.mirrors.iter().map(|m| m.name.as_str()).collect();
+            Failure::new(format!(
+                "there is no mirror {name:?}; configured: {}",
+                known.join(", ")
+            ))
+        })?],
+        None => config.mirrors.iter().collect(),
+    };
+    let mut tell = tell_checks();
+    let mut report = Report::new(&mut tell);
+    if name.is_none() {
+        print("this host\n")?;
+        let daemon = ask(config, &ControlRequest::Status, Some(ANSWER_WITHIN));
+        let pid = daemon.ok().and_then(|s| s.get("pid")?.as_u64());
+        doctor::examine_host(config, pid.and_then(|p| p.try_into().ok()), &mut report);
+    }
+    for mirror in mirrors {
+        print(&format!(
+            "{}: {}@{}:{}\n",
+            mirror.name, mirror.user, mirror.host, mirror.path
+        ))?;
+        match doctor::connect(mirror, &mut report) {
+            Ok(Some(mut session)) => doctor::examine(&mut session, mirror, &mut report),
+            Ok(None) => {}
+            Err(why) => report.bad("host key", why.to_string()),
+        }
+    }
+    match report.well {
+        true => Ok(()),
+        false => Err(Failure::new(
+            "something does not work: see the lines with FAIL",
+        )),
+    }
+}
+
+/// Shows checks as they are made.
+fn tell_checks() -> impl FnMut(&Check) {
+    let look = Look::of_stdout();
+    move |check: &Check| drop(print(&check.show(&look)))
+}
+
+/// Asks a person; without one (no terminal) the answer is no, and it is said which option says yes.
+fn confirm(question: &str, option: &str) -> bool {
+    if !std::io::stdin().is_terminal() {
+        eprintln!("proxyfs: there is nobody to ask: give {option} if it is");
+        return false;
+    }
+    loop {
+        let _ = print(&format!("{question} [yes/no] "));
+        let mut answer = String::new();
+        match std::io::stdin().read_line(&mut answer) {
+            Ok(0) | Err(_) => return false,
+            Ok(_) => match answer.trim() {
+                "yes" => return true,
+                "no" | "n" => return false,
+                _ => {}
+            },
+        }
     }
 }
 
@@ -283,7 +483,8 @@ fn print_json(value: &Value) -> Result<(), Failure> {
 
 /// Writes to standard output. A reader that has gone (`| head`) is no error.
 fn print(text: &str) -> Result<(), Failure> {
-    match std::io::stdout().write_all(text.as_bytes()) {
+    let mut out = std::io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(why) if why.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::new(why)),
         _ => Ok(()),
     }

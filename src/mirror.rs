@@ -434,7 +434,10 @@ fn rate_of(limit: &Limit) -> Rate {
 }
 
 /// What the SFTP client has to know.
-fn target(config: &MirrorConfig) -> Result<Target, MirrorError> {
+///
+/// # Errors
+/// The passphrase cannot be read, or there is no key at all.
+pub fn target(config: &MirrorConfig) -> Result<Target, MirrorError> {
     let passphrase = match &config.passphrase_file {
         None => None,
         Some(file) => {

@@ -162,6 +162,10 @@ pub enum Request {
         path: Vec<u8>,
         attrs: Attrs,
     },
+    /// statvfs@openssh.com: the answer is Data, which [`wire::Space::read`] understands.
+    Statvfs {
+        path: Vec<u8>,
+    },
 }
 
 /// An SSH_FXP_STATUS that is not OK.

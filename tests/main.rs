@@ -5,6 +5,7 @@
 
 mod support;
 
+mod adding;
 mod architecture;
 mod bandwidth;
 mod coalescing;

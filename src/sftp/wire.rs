@@ -92,6 +92,8 @@ pub enum Expect {
     Names,
     /// NAME with exactly one entry.
     OneName,
+    /// EXTENDED_REPLY to statvfs@openssh.com.
+    Space,
 }
 
 impl Expect {
@@ -103,6 +105,7 @@ impl Expect {
             Request::Lstat { .. } | Request::Stat { .. } | Request::Fstat { .. } => Expect::Attrs,
             Request::Readdir { .. } => Expect::Names,
             Request::Realpath { .. } | Request::Readlink { .. } => Expect::OneName,
+            Request::Statvfs { .. } => Expect::Space,
             Request::Close { .. }
             | Request::Write { .. }
             | Request::Setstat { .. }
@@ -127,6 +130,7 @@ impl Expect {
             Expect::Data(_) => "data",
             Expect::Attrs => "attributes",
             Expect::Names | Expect::OneName => "names",
+            Expect::Space => "free space",
         }
     }
 }
@@ -231,6 +235,10 @@ pub fn encode(id: u32, request: &Request, out: &mut Vec<u8>) -> Result<(), TooLo
             w.head(kind::EXTENDED, id).bytes(extension::LSETSTAT.0);
             w.bytes(path).attrs(attrs);
         }
+        Request::Statvfs { path } => {
+            w.head(kind::EXTENDED, id).bytes(extension::STATVFS.0);
+            w.bytes(path);
+        }
     }
     finish(out, start)
 }
@@ -331,6 +339,36 @@ pub struct Limits {
     pub handles: u64,
 }
 
+/// The answer to statvfs@openssh.com, as far as it is of use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes that the login user may still write.
+    pub free: u64,
+    /// Bytes that the file system has.
+    pub all: u64,
+    /// How many files may still be made; file systems without such a limit say 0 of 0, and that is none here.
+    pub files_free: Option<u64>,
+    /// Whether it is mounted read-only.
+    pub read_only: bool,
+}
+
+impl Space {
+    /// Reads the eleven numbers of the answer (OpenSSH's PROTOCOL, section 4.3); none: they are not there.
+    pub fn read(data: &[u8]) -> Option<Space> {
+        let mut r = Reader(data);
+        let mut number = || r.u64("statvfs").ok();
+        let (_, unit, blocks, _, free) = (number()?, number()?, number()?, number()?, number()?);
+        let (files, _, files_free, _, flags) =
+            (number()?, number()?, number()?, number()?, number()?);
+        Some(Space {
+            free: free.saturating_mul(unit),
+            all: blocks.saturating_mul(unit),
+            files_free: (files > 0).then_some(files_free),
+            read_only: flags & 1 != 0,
+        })
+    }
+}
+
 /// The id of the request that `packet` (without its length word) answers.
 ///
 /// # Errors
@@ -376,6 +414,7 @@ pub fn decode(packet: &[u8], expect: Expect) -> Result<Reply, Malformed> {
             Ok(Reply::Data(data.to_vec()))
         }
         (kind::ATTRS, Expect::Attrs) => Ok(Reply::Attrs(r.attrs()?)),
+        (kind::EXTENDED_REPLY, Expect::Space) => Ok(Reply::Data(r.0.to_vec())),
         (kind::NAME, Expect::Names | Expect::OneName) => {
             let names = r.names()?;
             match (names.len(), expect) {

@@ -99,6 +99,7 @@ fn decode_request(packet: &[u8]) -> Result<(u32, Request), Malformed> {
                 path: path(r)?,
                 attrs: r.attrs()?,
             },
+            b"statvfs@openssh.com" => Request::Statvfs { path: path(r)? },
             other => panic!("extension {other:?}"),
         },
         other => panic!("type {other}"),
@@ -203,6 +204,7 @@ fn any_request() -> impl Strategy<Value = Request> {
                 18 => Request::PosixRename { from, to },
                 19 => Request::Hardlink { from, to },
                 20 => Request::Fsync { handle },
+                21 => Request::Statvfs { path },
                 _ => Request::Lsetstat { path, attrs },
             }
         },
@@ -434,4 +436,18 @@ fn version_and_limits_are_read() {
         decode_limits(&answer[..20]),
         Err(Malformed::Short("limits"))
     );
+}
+
+#[test]
+fn free_space_is_read_and_a_short_answer_is_none() {
+    let numbers: [u64; 11] = [4096, 512, 1000, 400, 300, 50, 20, 10, 7, 1, 255];
+    let data = numbers.map(u64::to_be_bytes).concat();
+    let mut packet_of = packet(kind::EXTENDED_REPLY, 9, |_| {});
+    packet_of.extend_from_slice(&data);
+    let reply = decode(&packet_of, Expect::Space).unwrap();
+    assert_eq!(reply, Reply::Data(data.clone()));
+    let space = Space::read(&data).unwrap();
+    assert_eq!((space.free, space.all), (300 * 512, 1000 * 512));
+    assert_eq!((space.files_free, space.read_only), (Some(10), true));
+    assert_eq!(Space::read(&data[..60]), None);
 }

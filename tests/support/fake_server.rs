@@ -170,6 +170,8 @@ impl<'a> FakeServer<'a> {
             }
             Request::Setstat { path, attrs } => set(&local(&path), &attrs, true)?,
             Request::Lsetstat { path, attrs } => set(&local(&path), &attrs, false)?,
+            // It does not offer that, and nobody asks for it.
+            Request::Statvfs { .. } => return Err(io::ErrorKind::Unsupported.into()),
             Request::Lstat { path } => {
                 return Ok(Reply::Attrs(attrs_of(&fs::symlink_metadata(local(&path))?)));
             }
