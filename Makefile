@@ -1,4 +1,6 @@
 # make check    what has to pass before a commit: lint and test
+# make soak     SECONDS=n: kill, cut and pull the plug at random for so long (for ever if not told), to the first
+#               failure, and say how to repeat it
 # make bench    ProxyFS beside rsync and scp, in minutes; BENCH="--help" tells how to run less of it;
 #               BENCH=mount: the mount beside a directory, bindfs and mergerfs (BENCH="mount --help")
 # make demo     see it work: two mirrors on this machine, one of them goes away and comes back
@@ -10,7 +12,7 @@ DESTDIR =
 CARGO = cargo
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: all build test lint check bench demo example install deps clean
+.PHONY: all build test lint check soak bench demo example install deps clean
 
 all: build
 
@@ -27,6 +29,16 @@ lint: deps
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 
 check: lint test
+
+# What is left to chance in the tests, with other chances.
+SECONDS =
+soak:
+	packaging/install-build-deps test
+	end=$$(($$(date +%s) + $(or $(SECONDS),1000000000))); \
+	while left=$$((end - $$(date +%s))); [ $$left -gt 0 ]; do \
+		PROXYFS_SOAK_SECONDS=$$((left < 60 ? left : 60)) $(CARGO) test --locked --test suite -- \
+			--ignored --nocapture --test-threads 1 soak_ || exit 1; \
+	done
 
 # Exit status 1 when a goal is missed. It mounts and starts SSH servers of its own, as the tests do.
 BENCH =

@@ -31,6 +31,7 @@ mod error;
 mod reader;
 
 use crate::change::{Change, RelPath, Seq};
+use crate::fault;
 pub use codec::DecodeError;
 pub use error::JournalError;
 pub use reader::{Backlog, Mend, Parked, Position, Reader, Row};
@@ -352,6 +353,7 @@ impl Journal {
             .prepare_cached("UPDATE mirror SET sent_upto = max(sent_upto, ?2) WHERE name = ?1")
             .and_then(|mut s| s.execute(params![name, sent_upto as i64]))
             .map_err(|why| self.sql(why))?;
+        fault::point("journal.announce");
         self.sync()
     }
 
@@ -361,6 +363,7 @@ impl Journal {
     /// # Errors
     /// SQLite's.
     pub fn advance(&self, name: &str, progress: &Progress) -> Result<(), JournalError> {
+        fault::point("journal.advance");
         let mut writer = self.writer();
         let mut note = || -> rusqlite::Result<()> {
             let all = writer.db.transaction()?;
@@ -505,7 +508,9 @@ impl Journal {
         self.wal.sync_data().map_err(|why| JournalError::File {
             file: self.file.with_extension("db-wal"),
             why,
-        })
+        })?;
+        fault::point("journal.durable");
+        Ok(())
     }
 
     /// Removes rows that every mirror has, a bounded number, and moves a long WAL into the database. For

@@ -13,6 +13,7 @@ pub mod control;
 pub mod daemon;
 pub mod doctor;
 pub mod exclude;
+pub mod fault;
 pub mod journal;
 pub mod local;
 pub mod logging;

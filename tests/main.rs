@@ -33,4 +33,5 @@ mod screens;
 mod servers;
 mod service;
 mod sftp;
+mod simulation;
 mod wide;

@@ -21,6 +21,7 @@ use super::Local;
 use super::open_files::{Access, FileState, Handle};
 use super::sys::{self, Caller, Result, Stat};
 use super::unseen::Watch;
+use crate::fault;
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
@@ -231,6 +232,7 @@ impl Local {
         }
         state.lock().begin();
         let done = write_all(&handle.fd, offset, bytes, by);
+        fault::point("local.written");
         let mut dirty = state.lock();
         if let Ok(written) = &done {
             dirty.wrote(offset, offset + written.bytes as u64);

@@ -12,6 +12,7 @@
 use super::sync::lock;
 use super::sys::Result;
 use crate::change::Change;
+use crate::fault;
 use crate::journal::{RecordError, Recorder};
 use rustix::io::Errno;
 use std::collections::VecDeque;
@@ -64,9 +65,13 @@ impl Log {
     /// # Errors
     /// EIO: it is not in the log yet, but kept, and will be recorded in its turn.
     pub fn record(&self, change: Change) -> Result<()> {
+        fault::point("local.effect");
         if !self.closed.load(Ordering::Acquire) {
             match self.recorder.record(&change) {
-                Ok(_) => return Ok(()),
+                Ok(_) => {
+                    fault::point("local.recorded");
+                    return Ok(());
+                }
                 Err(reason) => self.close(&mut lock(&self.kept), reason),
             }
         }
@@ -87,6 +92,7 @@ impl Log {
     /// # Errors
     /// EIO: it is not in the log.
     pub fn record_or_keep_yourself(&self, change: &Change) -> Result<()> {
+        fault::point("local.effect");
         let mut kept = lock(&self.kept);
         if !kept.changes.is_empty() {
             return Err(Errno::IO);
@@ -95,6 +101,7 @@ impl Log {
             // The usual case must not hold the others up.
             drop(kept);
             let recorded = self.recorder.record(change);
+            fault::point("local.recorded");
             kept = lock(&self.kept);
             recorded
         } else {

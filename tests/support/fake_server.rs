@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::random::Random;
+use proxyfs::fault;
 use proxyfs::sftp::{
     Attrs, Features, Handle, Name, OpenMode, Remote, Reply, Request, SessionError, Status, Ticket,
     code,
@@ -115,6 +116,7 @@ impl<'a> FakeServer<'a> {
     }
 
     fn execute(&mut self, lane: u8, request: Request) -> Reply {
+        fault::point("mirror.request");
         (self.watch)(&request);
         let told = show(&request);
         let reply = match (self.refuse)(&request) {
@@ -130,6 +132,7 @@ impl<'a> FakeServer<'a> {
             "{} => {reply:?}",
             told.chars().take(200).collect::<String>()
         ));
+        fault::point("mirror.effect");
         reply
     }
 

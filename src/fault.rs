@@ -1,0 +1,67 @@
+//! Named points between two steps: where a test may look, or have the daemon die, as `kill -9` or a power cut would.
+//!
+//! A point stands wherever an order of two steps is promised: between a local effect and its record, between a note
+//! and the disk, between a request and the note that it is done. In a program that is built for use
+//! (`--release`) a point is nothing at all; in one that is built for tests it calls what the thread's test has
+//! asked for, if anything.
+
+/// The daemon is at this point.
+#[inline(always)]
+pub fn point(name: &'static str) {
+    #[cfg(debug_assertions)]
+    hook::reached(name);
+    #[cfg(not(debug_assertions))]
+    let _ = name;
+}
+
+#[cfg(debug_assertions)]
+pub use hook::watch;
+
+#[cfg(debug_assertions)]
+mod hook {
+    use std::cell::Cell;
+
+    type Hook = Box<dyn FnMut(&'static str)>;
+
+    thread_local! {
+        static HOOK: Cell<Option<Hook>> = const { Cell::new(None) };
+    }
+
+    /// Has `hook` called at every point that this thread comes to; none: nothing any more. If it unwinds, which
+    /// is how a test lets the daemon die, it is not called again: the dead reach no point.
+    pub fn watch(hook: Option<Hook>) {
+        HOOK.set(hook);
+    }
+
+    pub(super) fn reached(name: &'static str) {
+        // A point within the hook is none.
+        if let Some(mut hook) = HOOK.take() {
+            hook(name);
+            HOOK.set(Some(hook));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    #[test]
+    fn a_point_tells_who_watches_and_the_dead_reach_none() {
+        let seen = Rc::new(RefCell::new(Vec::new()));
+        super::point("before");
+        let told = Rc::clone(&seen);
+        super::watch(Some(Box::new(move |name| {
+            told.borrow_mut().push(name);
+            if name == "second" {
+                std::panic::resume_unwind(Box::new(()));
+            }
+        })));
+        super::point("first");
+        let died = std::panic::catch_unwind(|| super::point("second"));
+        super::point("third");
+        assert!(died.is_err());
+        assert_eq!(*seen.borrow(), ["first", "second"]);
+    }
+}

@@ -1,0 +1,94 @@
+//! Whatever is killed, cut or changed behind our back, at whatever step: in the end the mirror is like the source
+//! (P2), and no file was ever seen torn (P4).
+//!
+//! All is real but the network and the kernel's way to us: the journal, a tree on a file system in memory, the local
+//! side with its order of effect and record, the pipeline; and a server that cuts the connection before a request, or
+//! after its effect and before its reply. One thread does it all, so that a seed plays the same history again:
+//! users work between any two requests, and the daemon dies at any [`fault::point`]. Dying is unwinding, and going on
+//! with a copy of the state directory as it was at that point: nothing that is done while unwinding counts.
+//!
+//! `PROXYFS_SEED=n` plays one history again, `PROXYFS_SEEDS=n` so many; `make soak SECONDS=n` plays new ones for so
+//! long.
+#![allow(clippy::unwrap_used)]
+
+mod hands;
+mod world;
+
+use super::support::random::seeds;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use world::{Life, World};
+
+/// Seeds that have found something.
+const KEPT: [u64; 0] = [];
+
+/// One history. Gives how often the daemon died in it.
+fn play(seed: u64) -> u32 {
+    let mut world = World::new(seed);
+    let lives = 1 + world.random().below(4);
+    let mut deaths = 0;
+    let mut life: Option<Life> = None;
+    for _ in 0..lives {
+        let mortal = world.random().chance(70);
+        let died = world.live(&mut life, mortal);
+        if died {
+            deaths += 1;
+            life = None;
+            world.after_death();
+        } else if world.random().one_in(3) {
+            world.end(life.take().unwrap());
+        }
+    }
+    world.come_to_rest(life);
+    world.check();
+    deaths
+}
+
+/// Plays on as many threads as there are processors, to the first failure; says which seed failed.
+fn play_all(next: impl Fn() -> Option<u64> + Sync) -> (u64, u64) {
+    let (played, died) = (AtomicU64::new(0), AtomicU64::new(0));
+    let failed = AtomicBool::new(false);
+    let next = || next().filter(|_| !failed.load(Ordering::Relaxed));
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some(seed) = next() {
+                    let deaths = std::panic::catch_unwind(|| play(seed)).unwrap_or_else(|why| {
+                        failed.store(true, Ordering::Relaxed);
+                        eprintln!("PROXYFS_SEED={seed} fails");
+                        std::panic::resume_unwind(why)
+                    });
+                    died.fetch_add(deaths.into(), Ordering::Relaxed);
+                    played.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    (played.into_inner(), died.into_inner())
+}
+
+#[test]
+fn whatever_dies_and_whenever_the_mirror_ends_like_the_source() {
+    let all = seeds(800, &KEPT);
+    let at = AtomicU64::new(0);
+    let next = || {
+        let n = at.fetch_add(1, Ordering::Relaxed);
+        all.get(n as usize).copied()
+    };
+    let (played, died) = play_all(next);
+    assert_eq!(played, all.len() as u64);
+    assert!(died > 0 || played < 20, "nobody died in {played} histories");
+}
+
+#[test]
+#[ignore = "a soak: plays new histories for PROXYFS_SOAK_SECONDS"]
+fn soak_whatever_dies_and_whenever() {
+    let seconds = std::env::var("PROXYFS_SOAK_SECONDS").map_or(60, |s| s.parse().unwrap());
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let first = std::time::UNIX_EPOCH.elapsed().unwrap().as_micros() as u64;
+    let at = AtomicU64::new(first);
+    let next = || (Instant::now() < end).then(|| at.fetch_add(1, Ordering::Relaxed));
+    let (played, died) = play_all(next);
+    eprintln!("{played} histories with {died} deaths");
+}

@@ -1,0 +1,480 @@
+//! A source, a mirror, and a daemon between them that lives and dies.
+
+use super::super::support::fake_server::{Cut, FakeServer};
+use super::super::support::random::Random;
+use super::super::support::tree;
+use super::hands::{Hands, LENGTHS, any_path};
+use proxyfs::change::{Change, RelPath, Scope, Seq};
+use proxyfs::fault;
+use proxyfs::journal::{Journal, Reader, Recorder};
+use proxyfs::local::{Local, LocalOptions};
+use proxyfs::mirror::errors::MirrorError;
+use proxyfs::mirror::inbox::{Notice, inbox};
+use proxyfs::mirror::live::Live;
+use proxyfs::mirror::pipeline::{Pipeline, Setup};
+use proxyfs::mirror::plan::{Place, Rules};
+use proxyfs::mirror::prepare::{Known, Prepared, prepare};
+use proxyfs::mirror::resume::{Memory, Span, Staged};
+use proxyfs::mirror::source::{Source, Writing};
+use proxyfs::sftp::Request;
+use std::cell::{Cell, RefCell};
+use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How much happens at most while one session is at work: less than it takes to change a file each time that it is
+/// read, after which it would be published as it is.
+const MEANWHILE: u32 = 3;
+
+/// So small that files of this test that were cut go on where they were.
+const RULES: Span = Span {
+    from: 1,
+    narrow: 2 * 32_768,
+    wide: 2 * 32_768,
+};
+
+/// What unwinds when the daemon dies.
+struct Killed;
+
+/// A running daemon.
+pub struct Life {
+    journal: Arc<Journal>,
+    local: Arc<Local>,
+    source: Source,
+    memory: Memory,
+}
+
+pub struct World {
+    _dir: tempfile::TempDir,
+    root: PathBuf,
+    base: PathBuf,
+    /// Where the journal is: another directory after each death.
+    state: Rc<RefCell<PathBuf>>,
+    deaths: u32,
+    seed: u64,
+    random: RefCell<Random>,
+    hands: RefCell<Hands>,
+    told: Rc<RefCell<Vec<String>>>,
+    /// Something was repaired: which names are one file, and the times of directories, may differ.
+    repaired: Cell<bool>,
+}
+
+impl World {
+    pub fn new(seed: u64) -> World {
+        // In memory where that can be: thousands of histories, and each makes the log durable many times.
+        let memory = Path::new("/dev/shm");
+        let dir = match memory.is_dir() {
+            true => tempfile::tempdir_in(memory),
+            false => tempfile::tempdir(),
+        };
+        let dir = dir.unwrap();
+        let at = |name| dir.path().join(name);
+        for name in [
+            "source",
+            "source/.proxyfs",
+            "mirror",
+            "mirror/.proxyfs",
+            "mirror/.proxyfs/stage",
+            "state-0",
+        ] {
+            fs::create_dir(at(name)).unwrap();
+        }
+        World {
+            root: at("source"),
+            base: at("mirror"),
+            state: Rc::new(RefCell::new(at("state-0"))),
+            deaths: 0,
+            seed,
+            random: RefCell::new(Random(seed)),
+            hands: RefCell::new(Hands::new()),
+            told: Rc::default(),
+            repaired: Cell::new(false),
+            _dir: dir,
+        }
+    }
+
+    pub fn random(&self) -> std::cell::RefMut<'_, Random> {
+        self.random.borrow_mut()
+    }
+
+    fn tell(&self, line: String) {
+        self.told.borrow_mut().push(line);
+    }
+
+    /// Fails with all that was done.
+    #[track_caller]
+    fn fail(&self, why: &str) -> ! {
+        let told = self.told.borrow();
+        panic!("seed {}: {why}\n{}", self.seed, told.join("\n"));
+    }
+
+    /// The daemon starts.
+    fn start(&self) -> Life {
+        let state = self.state.borrow().clone();
+        let journal = Arc::new(Journal::open(&state).unwrap());
+        journal.add_mirror("m", true).unwrap();
+        let recorder = Arc::clone(&journal) as Arc<dyn Recorder>;
+        let local = Local::open(&self.root, LocalOptions::default(), recorder).unwrap();
+        let local = Arc::new(local);
+        let root = local.root_fd().try_clone_to_owned().unwrap();
+        let watched = Arc::clone(&local);
+        let watch = move |inode| match watched.being_written(inode) {
+            (_, true) => Writing::Anew,
+            (true, false) => Writing::UnderWay,
+            (false, false) => Writing::No,
+        };
+        Life {
+            source: Source::new(root, Box::new(watch)),
+            journal,
+            local,
+            memory: Memory::default(),
+        }
+    }
+
+    /// Finds what the log does not know.
+    fn scan(&self, life: &Life) {
+        let (path, scope) = (
+            RelPath::root(),
+            Scope {
+                bytes: true,
+                ..Scope::TREE
+            },
+        );
+        life.journal
+            .record(&Change::Repair { path, scope })
+            .unwrap();
+    }
+
+    /// The daemon lives for some sessions. If it is mortal it may die at any point; says whether it did.
+    pub fn live(&mut self, life: &mut Option<Life>, mortal: bool) -> bool {
+        if mortal {
+            self.watch_for_death();
+        }
+        let lived = catch_unwind(AssertUnwindSafe(|| {
+            if life.is_none() {
+                *life = Some(self.start());
+                if self.deaths > 0 {
+                    self.scan(life.as_ref().unwrap());
+                }
+            }
+            let life = life.as_ref().unwrap();
+            let sessions = 1 + self.random().below(4);
+            for _ in 0..sessions {
+                self.work(life, 30);
+                let cut = {
+                    let mut random = self.random();
+                    Cut {
+                        after: random.below(60),
+                        effect: random.one_in(2),
+                    }
+                };
+                self.session(life, Some(cut));
+            }
+        }));
+        fault::watch(None);
+        match lived {
+            Ok(()) => false,
+            Err(why) if why.is::<Killed>() => true,
+            Err(why) => {
+                eprintln!("seed {}:\n{}", self.seed, self.told.borrow().join("\n"));
+                resume_unwind(why)
+            }
+        }
+    }
+
+    /// At one of the next points it dies: what is in the state directory then is all that is left of it.
+    fn watch_for_death(&self) {
+        let mut random = self.random();
+        let only = random.pick(&["", "", "", "local.", "journal.", "mirror."]);
+        let mut left = match only {
+            "" => random.below(400),
+            _ => random.below(60),
+        };
+        let state = Rc::clone(&self.state);
+        let told = Rc::clone(&self.told);
+        let next = self.next_state();
+        fault::watch(Some(Box::new(move |point| {
+            if !point.starts_with(only) {
+                return;
+            }
+            if left > 0 {
+                left -= 1;
+                return;
+            }
+            copy_state(&state.borrow(), &next);
+            *state.borrow_mut() = next.clone();
+            told.borrow_mut().push(format!("-- killed at {point}"));
+            resume_unwind(Box::new(Killed));
+        })));
+    }
+
+    fn next_state(&self) -> PathBuf {
+        let name = format!("state-{}", self.deaths + 1);
+        self.root.with_file_name(name)
+    }
+
+    /// The next start finds what is left.
+    pub fn after_death(&mut self) {
+        self.deaths += 1;
+        self.repaired.set(true);
+        let hands = self.hands.get_mut();
+        hands.died();
+        // Some file may be half of what it was to be, and travels so.
+        let mut to_do = vec![self.root.clone()];
+        while let Some(dir) = to_do.pop() {
+            for entry in fs::read_dir(dir).unwrap() {
+                let entry = entry.unwrap();
+                let kind = entry.file_type().unwrap();
+                if kind.is_dir() {
+                    to_do.push(entry.path());
+                } else if kind.is_file() && !is_whole(&fs::read(entry.path()).unwrap()) {
+                    hands.patched.insert(entry.metadata().unwrap().ino());
+                }
+            }
+        }
+    }
+
+    /// The daemon ends properly.
+    pub fn end(&mut self, life: Life) {
+        self.tell("-- ended".to_string());
+        self.hands.get_mut().close_all(&life.local);
+        life.local.flush_all().unwrap();
+    }
+
+    /// Users do up to so many things.
+    fn work(&self, life: &Life, at_most: u64) {
+        let things = self.random().below(at_most);
+        for _ in 0..things {
+            self.step(life);
+        }
+    }
+
+    fn step(&self, life: &Life) {
+        let before = life.journal.head();
+        let done = {
+            let mut hands = self.hands.borrow_mut();
+            hands.work(&life.local, &mut self.random())
+        };
+        let Ok((what, recorded)) = done else {
+            return;
+        };
+        let head = life.journal.head();
+        self.tell(format!("{}..{head} {what}", before + 1));
+        // J1: what is told to be done is in the log.
+        if recorded && head == before {
+            self.fail("it is not in the log");
+        }
+        if self.random().one_in(40) {
+            let later = Instant::now() + Duration::from_secs(10);
+            self.hands.borrow_mut().patch_open();
+            life.local.flush_due(later);
+        }
+        if self.random().one_in(30) {
+            self.tidy_up(life);
+        }
+    }
+
+    /// J5: no row leaves the log that a mirror lacks.
+    fn tidy_up(&self, life: &Life) {
+        life.journal.maintain().unwrap();
+        if life.journal.mirror("m").unwrap().lacks > 0 {
+            self.fail("the log has dropped what the mirror lacks");
+        }
+    }
+
+    /// Replays what is in the journal, on a connection that may be cut.
+    fn session(&self, life: &Life, cut: Option<Cut>) -> bool {
+        let Life {
+            journal,
+            local: _,
+            source,
+            memory,
+        } = life;
+        let (notifier, inbox) = inbox().unwrap();
+        let reader: Reader = journal.reader().unwrap();
+        let check = journal.reader().unwrap();
+        let (done, busy) = (Cell::new(false), Cell::new(MEANWHILE));
+        let idle = || {
+            let position = check.mirror("m").unwrap();
+            let over = check.repairs("m").unwrap().is_empty()
+                && check.parked("m", 1).unwrap().is_empty()
+                && check.touched("m").unwrap().is_empty();
+            if position.cursor == journal.head() && over && !done.replace(true) {
+                notifier.tell(Notice::Stop);
+            }
+        };
+        let watch = |request: &Request| {
+            if cut.is_some() && busy.get() > 0 && self.random().one_in(10) {
+                busy.set(busy.get() - 1);
+                self.step(life);
+            }
+            self.look_at(life, &check, request);
+        };
+        let (lanes, batch) = {
+            let mut random = self.random();
+            (
+                1 + random.below(4) as usize,
+                [1, 3, 1000][random.below(3) as usize],
+            )
+        };
+        let mut server = FakeServer::new(cut, batch, idle, watch).lanes(lanes, self.seed);
+        server.weight = if self.seed.is_multiple_of(3) { 32 } else { 1 };
+        let place = Place::new(self.base.as_os_str().as_bytes());
+        let position = reader.mirror("m").unwrap();
+        let known = Known {
+            position: &position,
+            source_id: "",
+            marker: journal.marker("m").unwrap(),
+        };
+        let rules = Rules {
+            span: RULES,
+            ..Rules::default()
+        };
+        let ended = prepare(&mut server, &place, &known, rules).and_then(|prepared| {
+            let Prepared { rules, kept } = prepared;
+            let setup = Setup {
+                name: "m",
+                place,
+                rules,
+                source,
+                journal,
+                reader: &reader,
+                inbox: &inbox,
+                live: &Live::new(Some(0), None),
+                parked_pause: Duration::from_millis(1),
+                try_again: true,
+                kept,
+                memory,
+            };
+            Pipeline::new(setup, &mut server)?.run()
+        });
+        let trace = std::mem::take(&mut server.trace);
+        drop(server);
+        self.told
+            .borrow_mut()
+            .extend(trace.iter().map(|line| format!("        {line}")));
+        match ended {
+            Ok(_) => true,
+            Err(MirrorError::Session(_)) => {
+                self.tell(format!("-- cut {cut:?}"));
+                false
+            }
+            Err(why) => self.fail(&why.to_string()),
+        }
+    }
+
+    /// What becomes visible now is whole (P4), and the disk knows of it (J3).
+    fn look_at(&self, life: &Life, check: &Reader, request: &Request) {
+        let Request::PosixRename { from, .. } = request else {
+            return;
+        };
+        let from = PathBuf::from(std::ffi::OsStr::from_bytes(from));
+        let Ok(name) = from.strip_prefix(self.base.join(".proxyfs/stage")) else {
+            return;
+        };
+        let seq = Staged::parse(name.as_os_str().as_bytes()).unwrap().seq;
+        let Some(node) = self.content_of(life, check, seq) else {
+            return;
+        };
+        if check.mirror("m").unwrap().sent_upto < seq {
+            self.fail(&format!("{seq} was not announced"));
+        }
+        if self.hands.borrow().patched.contains(&node) || from.is_symlink() {
+            return;
+        }
+        if !is_whole(&fs::read(&from).unwrap()) {
+            self.fail(&format!("{seq} is torn"));
+        }
+    }
+
+    /// The inode that a row of the log is about, if it is there still.
+    fn content_of(&self, life: &Life, check: &Reader, seq: Seq) -> Option<u64> {
+        let row = check.rows(seq.checked_sub(1)?, 1).unwrap().pop()?;
+        let Change::Content { node, .. } = &row.change else {
+            return None;
+        };
+        let file: File = life.source.open(node).unwrap().filter(|_| row.seq == seq)?;
+        Some(file.metadata().unwrap().ino())
+    }
+
+    /// Nothing more happens, and all that has happened is brought to the mirror.
+    pub fn come_to_rest(&mut self, life: Option<Life>) {
+        let life = life.unwrap_or_else(|| {
+            let life = self.start();
+            if self.deaths > 0 {
+                self.scan(&life);
+            }
+            life
+        });
+        self.tell("-- at rest".to_string());
+        self.hands.get_mut().close_all(&life.local);
+        life.local.flush_all().unwrap();
+        if !self.session(&life, None) {
+            self.fail("the last session was cut");
+        }
+        self.tidy_up(&life);
+    }
+
+    /// The mirror is like the source.
+    pub fn check(&self) {
+        let (mut here, mut there) = (tree::read(&self.root, false), tree::read(&self.base, false));
+        // The mirror's own root has the mode that its admin gave it.
+        let root_mode = here.get(&Vec::new()).map(|root| root.mode);
+        if let (Some(root), Some(mode)) = (there.get_mut(&Vec::new()), root_mode) {
+            root.mode = mode;
+        }
+        if self.repaired.get() {
+            for entry in here.values_mut().chain(there.values_mut()) {
+                entry.same_as = None;
+                if entry.kind != "file" {
+                    entry.mtime = 0;
+                }
+            }
+        }
+        let mut lines = Vec::new();
+        for (path, entry) in &here {
+            if there.get(path) != Some(entry) {
+                let shown = String::from_utf8_lossy(path);
+                lines.push(format!("{shown}: {entry:?}, there {:?}", there.get(path)));
+            }
+        }
+        for path in there.keys().filter(|path| !here.contains_key(*path)) {
+            lines.push(format!("only there: {}", String::from_utf8_lossy(path)));
+        }
+        let staged = fs::read_dir(self.base.join(".proxyfs/stage")).unwrap();
+        lines.extend(staged.map(|e| format!("left over: {:?}", e.unwrap().file_name())));
+        if !lines.is_empty() {
+            self.fail(&lines.join("\n"));
+        }
+    }
+
+    /// Somebody changes something on the mirror itself.
+    #[expect(dead_code)]
+    fn tamper(&self) {
+        let path = self.base.join(any_path(&mut self.random()).as_path());
+        match self.random().below(3) {
+            0 => drop(fs::remove_file(&path).or_else(|_| fs::remove_dir_all(&path))),
+            1 => drop(fs::remove_file(&path).and_then(|()| fs::create_dir(&path))),
+            _ => drop(fs::remove_dir_all(&path).and_then(|()| fs::write(&path, "strange"))),
+        }
+        self.tell(format!("-- a stranger at {}", path.display()));
+    }
+}
+
+/// Every version of a file is one byte, again and again.
+fn is_whole(bytes: &[u8]) -> bool {
+    LENGTHS.contains(&bytes.len()) && bytes.iter().all(|b| *b == bytes[0])
+}
+
+fn copy_state(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
