@@ -248,7 +248,9 @@ impl Hands {
         }
         self.set_time(local, node, handle)?;
         finish(local, handle)?;
-        Ok((format!("change a part of {path}"), true))
+        // As above: it may be empty now.
+        let shared = self.open.iter().any(|open| open.node == node);
+        Ok((format!("change a part of {path}"), !shared))
     }
 
     /// No two versions have the same time, however coarse the clock; but now and then they do.
