@@ -15,6 +15,7 @@
 
 mod identity;
 mod notify;
+mod privileges;
 mod report;
 mod watch;
 mod workers;
@@ -151,6 +152,8 @@ fn run_with(config: Config, overrides: Overrides, log: &LogHandle) -> Result<(),
     for warning in &config.warnings {
         log::warn!("{warning}");
     }
+    privileges::drop_the_rest()
+        .map_err(|why| failed(format!("root's other rights cannot be given up: {why}")))?;
     let (events, inbox) = unbounded();
     listen_to_signals(events.clone())?;
     make_directory(&config.state_dir, 0o700)?;

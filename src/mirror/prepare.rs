@@ -21,6 +21,10 @@ use std::time::Duration;
 /// How many READDIRs are on their way for one directory: a server answers with about a hundred names.
 const READDIRS: usize = 4;
 
+/// So much is read of the names in ProxyFS's own directories at most, in bytes (with what it takes to keep them):
+/// an honest mirror has some thousands there, a hostile one no end of them.
+const MOST_NAMES: usize = 16 << 20;
+
 /// What the journal knows of a mirror.
 pub struct Known<'a> {
     /// How far it is.
@@ -297,7 +301,12 @@ fn list_all<R: Remote, const N: usize>(
             open.push((i, handle));
         }
     }
+    let mut read = 0;
     while !open.is_empty() {
+        if read > MOST_NAMES {
+            let what = format!("its list of what is in {PRIVATE_DIR} has no end");
+            return Err(SessionError::Protocol(what));
+        }
         let mut asked = Vec::new();
         for (i, handle) in &open {
             for _ in 0..READDIRS {
@@ -310,6 +319,7 @@ fn list_all<R: Remote, const N: usize>(
         for ((i, _), reply) in asked.iter().zip(answers(remote, &tickets)?) {
             match reply {
                 Reply::Names(names) if !names.is_empty() => {
+                    read += names.iter().map(|n| n.name.len() + 64).sum::<usize>();
                     lists[*i].extend(names);
                 }
                 Reply::Ok
