@@ -77,12 +77,11 @@ pub fn told(daemon: &Daemon, name: &str, state: &str, words: &str) {
     assert!(!error.contains('\n'), "{error}");
     assert!(mirror["retry_in_seconds"].is_u64(), "{mirror:#}");
     let text = daemon.ok(&["status"]);
-    let head = format!(
-        "mirror {name}: {}\n",
-        state.to_uppercase().replace('-', " ")
-    );
-    let part = text.split_once(&head).expect(&text).1;
-    let part = part.split("\nmirror ").next().unwrap();
+    let row = format!("{name} {} ", state.to_uppercase().replace('-', " "));
+    let words = |l: &str| l.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(text.lines().any(|l| words(l).starts_with(&row)), "{text}");
+    let part = text.split_once(&format!("\n\n{name}: ")).expect(&text).1;
+    let part = part.split("\n\n").next().unwrap();
     let squeezed = |s: &str| s.split_whitespace().collect::<String>();
     assert!(squeezed(part).contains(&squeezed(error)), "{text}\n{error}");
     let log = daemon.log();
