@@ -348,6 +348,8 @@ mod tests {
             assert!(help.contains("Example: "), "{name} has no example");
             let example = help.split("Example: ").nth(1).unwrap();
             assert!(example.contains(&format!("proxyfs {name}")), "{example}");
+            let wide = help.lines().find(|l| l.chars().count() > 80);
+            assert_eq!(wide, None, "in the help of {name}");
         }
     }
 

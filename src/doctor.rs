@@ -563,10 +563,10 @@ pub fn examine_host(config: &Config, daemon: Option<u32>, report: &mut Report<'_
         ),
     }
     if config.warnings.is_empty() {
-        report.good("configuration", config.file.display().to_string());
+        report.good("config", config.file.display().to_string());
     }
     for warning in &config.warnings {
-        report.note("configuration", warning.clone());
+        report.note("config", warning.clone());
     }
     if !rustix::process::geteuid().is_root() {
         report.bad("user", "not root: the daemon and this check must be");

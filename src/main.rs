@@ -280,7 +280,13 @@ fn add_mirror(config: &Config, wish: &Wish, accept_key: bool) -> Result<(), Fail
         FirstSync::None => "what changes from here on is sent",
         FirstSync::Keep | FirstSync::Delete => "it is being made like the source",
     };
-    match ask_daemon_to_reload(&all)? {
+    let took = ask_daemon_to_reload(&all)?;
+    if took && status(&all)?.mirrors.iter().all(|m| m.name != *name) {
+        return Err(Failure::new(
+            "the daemon does not have it: it uses another configuration; see `proxyfs status`",
+        ));
+    }
+    match took {
         true => print(&format!(
             "{then}: `proxyfs status --watch` shows it, `proxyfs wait {name}` waits for it\n"
         )),
@@ -331,8 +337,8 @@ fn remove_mirror(config: &Config, name: &str, yes: bool) -> Result<(), Failure> 
         && !yes
     {
         println!(
-            "{} changes are pending for {name}, and it will not get them.",
-            show::count(pending)
+            "{name} lacks {}, and will not get them.",
+            show::changes(pending)
         );
         if !confirm("Remove it all the same?", "--yes") {
             return Err(Failure::new("nothing was removed"));

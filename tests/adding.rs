@@ -121,7 +121,7 @@ fn a_mirror_is_tried_out_added_and_removed_while_another_one_goes_on() {
     let (code, out, err) = say(&daemon, &["remove-mirror", "new"]);
     assert_eq!(code, Some(1));
     assert!(
-        out.contains("1 changes are pending for new") && err.contains("--yes"),
+        out.contains("new lacks 1 change, and will not get them") && err.contains("--yes"),
         "{out}{err}"
     );
     assert!(file.exists());

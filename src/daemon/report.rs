@@ -318,7 +318,15 @@ pub(super) fn wait(
     loop {
         let mut open = Vec::new();
         for name in &names {
-            let now = shared.workers.with(name, |w| w.live.now())?;
+            let now = match shared.workers.with(name, |w| w.live.now()) {
+                Ok(now) => now,
+                // A reload is changing it.
+                Err(_) if shared.config().mirror(name).is_some() => {
+                    open.push(name.as_str());
+                    continue;
+                }
+                Err(why) => return Err(why),
+            };
             // One that needs a sync lacks more than what is in the log.
             if now.settled >= Some(target) && now.state != MirrorState::NeedsSync {
                 continue;

@@ -60,11 +60,12 @@ impl Workers {
             .iter()
             .filter_map(|name| running.get(name))
             .for_each(Worker::stop);
+        let leavers: Vec<Worker> = leaving.iter().filter_map(|n| running.remove(n)).collect();
+        // One that is connecting takes its time to end: who asks for the status meanwhile must not wait for it.
+        drop(running);
+        leavers.into_iter().for_each(|w| w.join(deadline));
+        let mut running = self.running();
         for name in &leaving {
-            let Some(worker) = running.remove(name) else {
-                continue;
-            };
-            worker.join(deadline);
             if mirrors.iter().all(|m| m.name != *name) {
                 self.journal.release_mirror(name);
                 done.push(format!("mirror {name} removed"));

@@ -94,7 +94,8 @@ pub fn count(n: u64) -> String {
     out
 }
 
-pub(super) fn changes(n: u64) -> String {
+/// So many changes, in words.
+pub fn changes(n: u64) -> String {
     let word = if n == 1 { "change" } else { "changes" };
     format!("{} {word}", count(n))
 }

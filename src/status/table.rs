@@ -55,8 +55,8 @@ pub(super) fn advice(mirror: &MirrorStatus, daemon_runs: bool) -> Option<String>
             "put that right, then `proxyfs try-again {name}`; `proxyfs doctor {name}` tries all that it needs"
         )),
         MirrorState::NeedsSync => Some(format!(
-            "if its disk is not mounted there, mount it, then `proxyfs try-again {name}`; else give it \
-             a copy as the last error says"
+            "if its disk is not mounted there, mount it, then `proxyfs try-again {name}`; else `proxyfs sync \
+             {name}` makes it like the source"
         )),
         MirrorState::Synced | MirrorState::Syncing if mirror.parked_ops > 0 => {
             Some(format!("put that right, then `proxyfs try-again {name}`"))

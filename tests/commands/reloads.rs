@@ -110,6 +110,71 @@ fn a_wrong_configuration_at_a_reload_changes_nothing_and_is_told() {
     daemon.stop();
 }
 
+/// A mirror that ends slowly holds a reload up, and nobody who asks.
+#[test]
+fn the_daemon_answers_while_a_mirror_takes_its_time_to_end() {
+    let sshd = Sshd::start();
+    let relay = Relay::start(sshd.port(), Duration::ZERO);
+    // It connects, and hears nothing.
+    relay.hold();
+    let mut daemon = Daemon::new();
+    let without = daemon.ini_mut().clone();
+    let (port, known) = (relay.port().to_string(), known_anywhere(&sshd));
+    add(
+        &mut daemon,
+        "slow",
+        &sshd,
+        &[("port", &port), ("known_hosts", &known)],
+    );
+    daemon.start();
+    wait_until("it is connecting", || relay.connections() > 0);
+    *daemon.ini_mut() = without;
+    daemon.write_ini();
+    let mut reload = daemon.proxyfs(&["reload"]);
+    let mut reload = reload.stdout(Stdio::null()).spawn().unwrap();
+    let mut answers = 0;
+    while reload.try_wait().unwrap().is_none() {
+        daemon.status();
+        answers += 1;
+    }
+    // It takes two seconds to cut off who is connecting; an answer some milliseconds.
+    assert!(answers > 3, "{answers} answers while it was reloading");
+    assert!(
+        daemon.log().contains("mirror slow removed"),
+        "{}",
+        daemon.log()
+    );
+    daemon.stop();
+}
+
+#[test]
+fn a_bad_file_of_one_mirror_changes_nothing_and_is_named() {
+    let sshd = Sshd::start();
+    let mut daemon = Daemon::new();
+    add(&mut daemon, "m", &sshd, &[]);
+    daemon.start();
+    daemon.wait_for_mirror("m", |m| m["state"] == "synced");
+    fs::create_dir(daemon.file("mirrors.d")).unwrap();
+    let bad = daemon.file("mirrors.d/bad.ini");
+    fs::write(&bad, "[mirror bad]\nhost = h\nusr = u\npath = /p\n").unwrap();
+    let said = say(daemon.proxyfs(&["reload"]));
+    assert_eq!(said.code, Some(2), "{}", said.err);
+    let line = format!("{}:3: unknown key `usr`", bad.display());
+    assert!(
+        said.err.contains(&line) && said.err.contains("`user`"),
+        "{}",
+        said.err
+    );
+    daemon.signal(libc::SIGHUP);
+    let told = format!("configuration not changed: {line}");
+    wait_until("it is told", || daemon.log().contains(&told));
+    fs::remove_file(&bad).unwrap();
+    assert_eq!(daemon.status()["mirrors"].as_array().unwrap().len(), 1);
+    fs::write(daemon.source().join("file"), "goes on").unwrap();
+    everything_arrives(&daemon, &sshd, &["m"]);
+    daemon.stop();
+}
+
 #[test]
 fn a_log_file_that_was_moved_away_is_opened_anew() {
     let mut daemon = Daemon::new();
