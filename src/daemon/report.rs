@@ -8,6 +8,7 @@ use crate::journal::{Backlog, FILE_NAME, Reader, now_ms};
 use crate::mirror::live::Now;
 use crate::status::{AlarmStatus, MailStatus, MirrorState, MirrorStatus, Status, Task};
 use serde_json::Value;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What a change counts beside its bytes, where progress is told: about what it costs on the line.
@@ -25,8 +26,16 @@ pub(super) fn status(shared: &Shared) -> Result<Status, String> {
     let config = shared.config().clone();
     let mut mirrors = Vec::new();
     for mirror in &config.mirrors {
-        let live = shared.workers.with(&mirror.name, |w| w.live.now()).ok();
-        mirrors.push(mirror_status(mirror, &reader, live.as_ref())?);
+        let live = shared
+            .workers
+            .with(&mirror.name, |w| Arc::clone(&w.live))
+            .ok();
+        let now = live.as_ref().map(|live| live.now());
+        let mut status = mirror_status(mirror, &reader, now.as_ref())?;
+        if let Some(live) = live {
+            status.totals = shared.tally().count(&mirror.name, &live);
+        }
+        mirrors.push(status);
     }
     let told = shared.alarm.get().map(Alarm::report).unwrap_or_default();
     let special = shared.local.counters().special_files;
@@ -52,10 +61,11 @@ pub(super) fn status(shared: &Shared) -> Result<Status, String> {
 /// The same without a daemon.
 pub(super) fn offline_status(config: &Config) -> Result<Status, String> {
     let reader = Reader::open(&config.state_dir).map_err(|e| e.to_string())?;
-    let mirrors = config
-        .mirrors
-        .iter()
-        .map(|m| mirror_status(m, &reader, None));
+    let totals = super::tally::left(&reader).map_err(|e| e.to_string())?;
+    let mirrors = config.mirrors.iter().map(|m| {
+        let totals = totals.get(&m.name).copied().unwrap_or_default();
+        mirror_status(m, &reader, None).map(|status| MirrorStatus { totals, ..status })
+    });
     let saved = reader.meta(alarm::BOOK).map_err(|e| e.to_string())?;
     let told = alarm::report_of(saved.as_deref(), config);
     let file = config.state_dir.join(FILE_NAME);
@@ -78,6 +88,8 @@ fn mail_status(told: &Report) -> Option<MailStatus> {
         waiting: told.waiting,
         last_error: told.failing.as_ref().map(|f| f.0.clone()),
         failing_seconds: told.failing.as_ref().map(|f| age(f.1)),
+        sent: told.sent,
+        failed: told.failed,
     })
 }
 
@@ -159,6 +171,7 @@ fn mirror_status(
             .map(|at| at.saturating_duration_since(Instant::now()).as_secs())
             .or(backlog.next_try.filter(|_| live.is_some()).map(until)),
         unsupported: live.map(|l| l.unsupported.clone()).unwrap_or_default(),
+        ..MirrorStatus::default()
     })
 }
 

@@ -1,7 +1,7 @@
 //! What `status` shows of a worker: written by the worker, read by whoever asks, without waiting.
 
 use crate::change::Seq;
-use crate::status::MirrorState;
+use crate::status::{MirrorState, Totals};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,6 +34,8 @@ pub struct Now {
     pub done: (u64, u64),
     /// What the mirror's server lacks.
     pub unsupported: Vec<String>,
+    /// What was done since this worker was started.
+    pub totals: Totals,
 }
 
 struct Inner {
@@ -42,6 +44,8 @@ struct Inner {
     sent: u64,
     cursor: Option<Seq>,
     measured_at: Instant,
+    /// Of this session's bytes those that are in the totals.
+    counted: u64,
 }
 
 /// Shared by a worker and those who ask.
@@ -62,12 +66,14 @@ impl Live {
             ops_per_second: 0.0,
             done: (0, 0),
             unsupported: Vec::new(),
+            totals: Totals::default(),
         };
         Live(Mutex::new(Inner {
             now,
             sent: 0,
             cursor: None,
             measured_at: Instant::now(),
+            counted: 0,
         }))
     }
 
@@ -84,6 +90,7 @@ impl Live {
     /// The worker is not at work: why, and until when.
     pub fn resting(&self, state: MirrorState, error: Option<String>, retry_at: Option<Instant>) {
         let now = &mut self.inner().now;
+        now.totals.failures += u64::from(error.is_some());
         now.state = state;
         now.up = false;
         now.last_error = error;
@@ -115,7 +122,9 @@ impl Live {
     pub fn connected(&self, unsupported: Vec<String>) {
         let mut inner = self.inner();
         (inner.sent, inner.cursor, inner.measured_at) = (0, None, Instant::now());
+        inner.counted = 0;
         let now = &mut inner.now;
+        now.totals.connections += 1;
         now.state = MirrorState::Syncing;
         now.up = true;
         now.last_error = None;
@@ -140,6 +149,8 @@ impl Live {
         current: impl FnOnce() -> Option<(String, (u64, u64))>,
     ) {
         let mut inner = self.inner();
+        inner.now.totals.sent_bytes += sent.saturating_sub(inner.counted);
+        inner.counted = sent.max(inner.counted);
         let elapsed = inner.measured_at.elapsed();
         if drained || elapsed >= RATE_WINDOW {
             let bytes = sent.saturating_sub(inner.sent);
