@@ -155,6 +155,14 @@ pub const SETTINGS: &[Setting] = &[
         apply: Apply::Proxyfs(|c, v| set(&mut c.exclude, Exclude::parse(v))),
     },
     Setting {
+        name: "max_delete",
+        absent: Absent::Default("off"),
+        help: "How many files and directories may be deleted within a minute: a number, or a part of all \
+               that there are, such as 20% (ten may always be). Before a mirror carries out more it is \
+               paused, and `proxyfs resume` lets them through. off: any number.",
+        apply: Apply::Proxyfs(|c, v| set(&mut c.max_delete, values::max_delete(v))),
+    },
+    Setting {
         name: "on_event",
         absent: Absent::Unset("/usr/local/sbin/page-me"),
         help: "A program that is run for whatever is worth a mail, with the event in its environment \

@@ -7,6 +7,7 @@
 //! The only `unsafe` of the network side is here: `open_by_handle_at(2)` has no safe wrapper.
 
 use crate::change::{NodeId, RelPath, Times, Timestamp};
+use crate::config::MaxDelete;
 use crate::exclude::Exclude;
 use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat};
 use rustix::io::Errno;
@@ -15,6 +16,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// The largest handle the kernel makes, in bytes (MAX_HANDLE_SZ, open_by_handle_at(2)).
@@ -43,6 +45,8 @@ pub struct Source {
     root: OwnedFd,
     watch: Watch,
     exclude: Exclude,
+    /// How much of it may be deleted at once on a mirror.
+    max_delete: Mutex<MaxDelete>,
 }
 
 #[repr(C)]
@@ -61,7 +65,24 @@ impl Source {
             root,
             watch,
             exclude,
+            max_delete: Mutex::default(),
         }
+    }
+
+    /// How much of it may be deleted at once on a mirror.
+    pub fn max_delete(&self) -> MaxDelete {
+        *self
+            .max_delete
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes that, from now on.
+    pub fn set_max_delete(&self, most: MaxDelete) {
+        *self
+            .max_delete
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = most;
     }
 
     /// The same tree without what is excluded.
@@ -201,22 +222,32 @@ impl Source {
     /// # Errors
     /// The operating system's, but those that mean that it is not there.
     pub fn names(&self, path: &RelPath) -> io::Result<HashSet<Vec<u8>>> {
+        let all = self.listing(path)?.into_iter();
+        Ok(all.map(|(name, _)| name).collect())
+    }
+
+    /// The same, each with whether it is a directory.
+    ///
+    /// # Errors
+    /// As [`Source::names`].
+    pub fn listing(&self, path: &RelPath) -> io::Result<Vec<(Vec<u8>, bool)>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mut at = openat(&self.root, ".", flags, Mode::empty())?;
         let parts = path.as_bytes().split(|b| *b == b'/');
         for part in parts.filter(|p| !p.is_empty()) {
             at = match openat(&at, part, flags, Mode::empty()) {
                 Ok(next) => next,
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(HashSet::new()),
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(Vec::new()),
                 Err(why) => return Err(why.into()),
             };
         }
-        let mut names = HashSet::new();
+        let mut names = Vec::new();
         for entry in rustix::fs::Dir::new(at)? {
-            let name = entry?.file_name().to_bytes().to_vec();
+            let entry = entry?;
+            let name = entry.file_name().to_bytes().to_vec();
             let ours = path.is_root() && name == b".proxyfs";
             if !ours && !matches!(&name[..], b"." | b"..") {
-                names.insert(name);
+                names.push((name, entry.file_type() == FileType::Directory));
             }
         }
         Ok(names)
