@@ -21,6 +21,7 @@ mod watch;
 mod workers;
 
 use crate::alarm::{Alarm, Kind, Report};
+use crate::change::{Depth, Scope};
 use crate::cli::CONFIG_VARIABLE;
 use crate::config::{Config, Overrides};
 use crate::control::{ControlRequest, ControlServer, Handler, socket_path};
@@ -390,6 +391,23 @@ impl Handler for Shared {
                 self.workers
                     .with(&mirror, |w| w.resume().map_err(|e| e.to_string()))??;
                 Ok(json!(null))
+            }
+            ControlRequest::Sync {
+                mirror,
+                delete,
+                checksum,
+            } => {
+                let scope = Scope {
+                    depth: Depth::Tree,
+                    delete,
+                    bytes: checksum,
+                };
+                self.workers
+                    .with(&mirror, |w| w.sync(scope).map_err(|e| e.to_string()))??;
+                Ok(json!(null))
+            }
+            ControlRequest::Verify { mirror, checksum } => {
+                report::verify(self, &mirror, checksum, cancelled)
             }
             ControlRequest::TryAgain { mirror } => {
                 self.workers.try_again(mirror.as_deref())?;

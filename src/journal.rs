@@ -29,12 +29,13 @@
 mod codec;
 mod error;
 mod reader;
+mod syncs;
 
-use crate::change::{Change, RelPath, Seq};
+use crate::change::{Change, Depth, RelPath, Seq};
 use crate::fault;
 pub use codec::DecodeError;
 pub use error::JournalError;
-pub use reader::{Backlog, Mend, Parked, Position, Reader, Row};
+pub use reader::{Backlog, Mend, Parked, Position, Reader, Row, Trust, Walked};
 use reader::{head_of, meta_of, position_of};
 use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 use std::collections::BTreeSet;
@@ -44,6 +45,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
+use syncs::put_mend;
 
 /// The schema this program writes. A journal with a higher number is refused.
 pub const SCHEMA_VERSION: i64 = 3;
@@ -112,8 +114,8 @@ pub struct Progress {
     pub unparked: Vec<Seq>,
     /// Paths that have to be made like the source.
     pub mends: Vec<Mend>,
-    /// Paths that are like it again.
-    pub healed: Vec<RelPath>,
+    /// Those that are like it again.
+    pub healed: Vec<(RelPath, Depth)>,
 }
 
 /// Called after each append, on the thread that appended: must not block.
@@ -297,51 +299,6 @@ impl Journal {
         position_of(&self.writer().db, name).map_err(|why| self.sql(why))
     }
 
-    /// Notes that a mirror has been seen to hold what the source held when it was added.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn adopt_mirror(&self, name: &str) -> Result<(), JournalError> {
-        self.writer()
-            .db
-            .execute("UPDATE mirror SET adopted = 1 WHERE name = ?1", [name])
-            .map(drop)
-            .map_err(|why| self.sql(why))
-    }
-
-    /// Notes an administrator's word that a mirror has just been given a copy of the source. It is seen
-    /// at the next contact whether there is one ([`Journal::adopt_mirror`]).
-    ///
-    /// What is in the log up to now may or may not be in the copy: those rows become uncertain ones. Where
-    /// the log lacks some of them, the mirror goes on at the head.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn copy_was_made(&self, name: &str) -> Result<(), JournalError> {
-        let writer = self.writer();
-        let note = || -> rusqlite::Result<()> {
-            let (head, cum_bytes) = (writer.head as i64, writer.cum_bytes as i64);
-            if position_of(&writer.db, name)?.lacks > 0 {
-                writer.db.execute(
-                    "UPDATE mirror SET cursor = ?2, cursor_bytes = ?3 WHERE name = ?1",
-                    params![name, head, cum_bytes],
-                )?;
-            }
-            writer.db.execute(
-                "UPDATE mirror SET sent_upto = ?2, adopted = 0, marked = NULL, marking = NULL
-                 WHERE name = ?1",
-                params![name, head],
-            )?;
-            // What was set aside is older than the copy.
-            for table in ["parked", "repair"] {
-                let all = format!("DELETE FROM {table} WHERE mirror = ?1");
-                writer.db.execute(&all, [name])?;
-            }
-            Ok(())
-        };
-        note().map_err(|why| self.sql(why))
-    }
-
     /// Says that changes up to `sent_upto` are about to become visible on a mirror. When it returns
     /// they are on the disk, and so is this note (J3).
     ///
@@ -383,10 +340,6 @@ impl Journal {
                     &progress.touched,
                 ),
                 (
-                    "DELETE FROM repair WHERE mirror = ?1 AND path = ?2",
-                    &progress.healed,
-                ),
-                (
                     "DELETE FROM ghost WHERE mirror = ?1 AND path = ?2",
                     &progress.laid,
                 ),
@@ -403,19 +356,18 @@ impl Journal {
             for parked in &progress.parked {
                 put_parked(&all, name, parked)?;
             }
-            for mend in &progress.mends {
+            for (path, depth) in &progress.healed {
                 all.prepare_cached(
-                    "INSERT OR REPLACE INTO repair (mirror, path, deep, error, attempts, next_try)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                    "DELETE FROM repair WHERE mirror = ?1 AND path = ?2 AND depth = ?3",
                 )?
                 .execute(params![
                     name,
-                    mend.path.as_bytes(),
-                    mend.deep,
-                    mend.error,
-                    mend.attempts,
-                    mend.next_try
+                    path.as_bytes(),
+                    codec::depth_number(*depth)
                 ])?;
+            }
+            for mend in &progress.mends {
+                put_mend(&all, name, mend)?;
             }
             for seq in &progress.unparked {
                 all.prepare_cached("DELETE FROM parked WHERE mirror = ?1 AND seq = ?2")?

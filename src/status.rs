@@ -100,6 +100,69 @@ pub struct MirrorStatus {
     pub retry_in_seconds: Option<u64>,
     /// What it, or SFTP, cannot do that the source would need, each in a few words.
     pub unsupported: Vec<String>,
+    /// How far it is with being made like the source, or how that ended; none: it was not since the daemon runs.
+    pub sync: Option<SyncStatus>,
+    /// How far a comparison is that is under way.
+    pub verify: Option<SyncStatus>,
+}
+
+/// How far a mirror is with being made like the source.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SyncStatus {
+    /// Whether it is at work, or waits to be.
+    pub running: bool,
+    /// Entries of the source that were compared.
+    pub entries: u64,
+    /// Files, links and directories that were sent.
+    pub sent: u64,
+    /// Bytes in them.
+    pub bytes: u64,
+    /// Entries of which only attributes were set.
+    pub set: u64,
+    /// Entries that were removed.
+    pub removed: u64,
+    /// Entries that only the mirror has.
+    pub extras: u64,
+    /// The directory where it is.
+    pub at: String,
+    /// How much of the tree was compared, of 100, about.
+    pub percent: u64,
+    /// For how long it has been at work.
+    pub seconds: u64,
+    /// When it will be through, about; none: not known.
+    pub eta_seconds: Option<u64>,
+}
+
+impl SyncStatus {
+    fn to_json(&self) -> Value {
+        json!({
+            "running": self.running, "entries": self.entries, "sent": self.sent, "bytes": self.bytes,
+            "set": self.set, "removed": self.removed, "extras": self.extras, "at": self.at,
+            "percent": self.percent, "seconds": self.seconds, "eta_seconds": self.eta_seconds,
+        })
+    }
+
+    fn maybe_from_json(value: Option<&Value>) -> Result<Option<SyncStatus>, StatusError> {
+        let there = value.filter(|value| !value.is_null());
+        there.map(SyncStatus::from_json).transpose()
+    }
+
+    fn from_json(value: &Value) -> Result<SyncStatus, StatusError> {
+        let fields = Fields::of(value, "sync")?;
+        Ok(SyncStatus {
+            running: fields.get("running")?.as_bool().ok_or(bad("running"))?,
+            entries: fields.number("entries")?,
+            sent: fields.number("sent")?,
+            bytes: fields.number("bytes")?,
+            set: fields.number("set")?,
+            removed: fields.number("removed")?,
+            extras: fields.number("extras")?,
+            at: fields.text("at")?,
+            percent: fields.number("percent")?,
+            seconds: fields.number("seconds")?,
+            eta_seconds: fields.maybe_number("eta_seconds")?,
+        })
+    }
 }
 
 /// How a mirror is doing.
@@ -264,6 +327,8 @@ impl MirrorStatus {
             "advice": table::advice(self, daemon_runs),
             "retry_in_seconds": self.retry_in_seconds,
             "unsupported": self.unsupported,
+            "sync": self.sync.as_ref().map(SyncStatus::to_json),
+            "verify": self.verify.as_ref().map(SyncStatus::to_json),
         })
     }
 
@@ -296,6 +361,8 @@ impl MirrorStatus {
             unsupported: list(fields.get("unsupported")?, "unsupported", |v| {
                 v.as_str().map(str::to_string).ok_or(bad("unsupported"))
             })?,
+            sync: SyncStatus::maybe_from_json(value.get("sync"))?,
+            verify: SyncStatus::maybe_from_json(value.get("verify"))?,
         })
     }
 }
@@ -452,6 +519,12 @@ mod tests {
                     last_error: Some("connection lost".into()),
                     retry_in_seconds: Some(8),
                     unsupported: vec!["hardlink@openssh.com".into()],
+                    sync: Some(SyncStatus {
+                        running: true,
+                        eta_seconds: Some(9),
+                        ..SyncStatus::default()
+                    }),
+                    verify: Some(SyncStatus::default()),
                 })
                 .collect(),
             mail: Some(MailStatus {
@@ -516,7 +589,7 @@ mod tests {
             keys(&json["mirrors"][0]),
             "advice applied_seq bytes_per_second current eta_seconds host last_error name \
              oldest_pending_seconds ops_per_second parked_ops path pending_bytes pending_ops port \
-             progress_percent retry_in_seconds state unsupported user"
+             progress_percent retry_in_seconds state sync unsupported user verify"
         );
         let names: Vec<&str> = MirrorState::ALL.iter().map(|s| s.name()).collect();
         assert_eq!(

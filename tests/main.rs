@@ -36,4 +36,5 @@ mod servers;
 mod service;
 mod sftp;
 mod simulation;
+mod syncs;
 mod wide;

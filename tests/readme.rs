@@ -310,7 +310,7 @@ fn a_mirror_that_needs_a_sync_is_not_said_to_have_everything() {
     let sshd = Sshd::start();
     let mut daemon = Daemon::new();
     fs::write(daemon.source().join("old"), "from before").unwrap();
-    daemon.add_mirror("m", &sshd);
+    daemon.add_mirror_at("m", &sshd, sshd.port(), "first_sync = none");
     daemon.start();
     daemon.wait_for_mirror("m", |m| m["state"] == "needs-sync");
     let waited = daemon.run(&["wait", "--timeout", "60"]);

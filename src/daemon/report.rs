@@ -5,9 +5,11 @@ use super::workers::unknown_mirror;
 use crate::alarm::{self, Alarm, Report};
 use crate::config::{Config, MirrorConfig};
 use crate::journal::{Backlog, FILE_NAME, Reader, now_ms};
-use crate::mirror::live::Now;
-use crate::status::{AlarmStatus, MailStatus, MirrorState, MirrorStatus, Status, Task};
-use serde_json::Value;
+use crate::mirror;
+use crate::mirror::live::{Now, Repairing};
+use crate::status::{AlarmStatus, MailStatus, MirrorState, MirrorStatus, Status, SyncStatus, Task};
+use serde_json::{Value, json};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What a change counts beside its bytes, where progress is told: about what it costs on the line.
@@ -159,6 +161,8 @@ fn mirror_status(
             .map(|at| at.saturating_duration_since(Instant::now()).as_secs())
             .or(backlog.next_try.filter(|_| live.is_some()).map(until)),
         unsupported: live.map(|l| l.unsupported.clone()).unwrap_or_default(),
+        sync: live.and_then(|l| l.repair.as_ref()).map(sync_status),
+        verify: live.and_then(|l| l.verify.as_ref()).map(sync_status),
     })
 }
 
@@ -192,6 +196,28 @@ impl Pace {
             left,
             percent: (done * 100).checked_div(all).map(|p| p as u8),
         }
+    }
+}
+
+fn sync_status(repair: &Repairing) -> SyncStatus {
+    let (counts, seconds) = (&repair.counts, repair.since.elapsed().as_secs());
+    let left = seconds as f64 * (1.0 - repair.walked) / repair.walked;
+    let known = repair.running && repair.walked > 0.0 && seconds > 0;
+    SyncStatus {
+        running: repair.running,
+        entries: counts.entries,
+        sent: counts.sent,
+        bytes: counts.bytes,
+        set: counts.set,
+        removed: counts.removed,
+        extras: counts.extras,
+        at: repair.at.clone(),
+        percent: match repair.running {
+            true => (repair.walked * 100.0) as u64,
+            false => 100,
+        },
+        seconds,
+        eta_seconds: known.then_some(left as u64),
     }
 }
 
@@ -368,4 +394,33 @@ pub(super) fn wait(
         }
         std::thread::sleep(LOOK_EVERY);
     }
+}
+
+/// Compares a mirror with the source.
+pub(super) fn verify(
+    shared: &Shared,
+    name: &str,
+    checksum: bool,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Value, String> {
+    shared.local.flush_closed().map_err(|e| e.to_string())?;
+    let (config, live) = shared
+        .workers
+        .with(name, |w| (w.config.clone(), Arc::clone(&w.live)))?;
+    let source = shared.workers.source();
+    let journal = &shared.journal;
+    let verified = mirror::verify(&config, &source, journal, &live, checksum, cancelled);
+    let Some(verified) = verified.map_err(|e| e.to_string())? else {
+        return Err("given up".to_string());
+    };
+    let differences = verified
+        .differences
+        .iter()
+        .map(|(path, what)| json!({"path": path.to_string(), "what": what.words()}));
+    Ok(json!({
+        "compared": verified.entries,
+        "bytes": verified.bytes,
+        "differences": differences.collect::<Vec<_>>(),
+        "further": verified.further,
+    }))
 }

@@ -394,6 +394,7 @@ fn the_journal_of_schema_2_opens() {
     assert_eq!(parked[0].row.change.to_string(), "unlink d/p");
     let mends = reader.repairs("m").unwrap();
     assert_eq!(mends[0].path.to_string(), "d");
+    assert_eq!(mends[0].scope, crate::change::Scope::TREE);
     assert_eq!(journal.marker("m").unwrap(), (Some(1), Some(2)));
 }
 

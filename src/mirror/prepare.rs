@@ -35,6 +35,8 @@ pub struct Known<'a> {
     ///
     /// [`Journal::marker`]: crate::journal::Journal::marker
     pub marker: (Option<Seq>, Option<Seq>),
+    /// All of it is about to be made like the source, as an administrator has asked: it need not be what it was.
+    pub asked: bool,
 }
 
 /// What a session begins with.
@@ -44,6 +46,8 @@ pub struct Prepared {
     pub rules: Rules,
     /// What may go on where an earlier session was cut.
     pub kept: Kept,
+    /// Nothing is known of what it holds.
+    pub fresh: bool,
 }
 
 /// What [`prepare`] has to know first; none changes anything or needs another to be through, so they can be
@@ -91,7 +95,8 @@ pub(super) fn prepare_asked<R: Remote>(
     wanted: Rules,
 ) -> Result<Prepared, MirrorError> {
     let position = known.position;
-    if position.lacks > 0 {
+    // One that the log has dropped is made like the source by itself; one that was away may be another's by now.
+    if position.lacks > 0 && position.away && !known.asked {
         return Err(MirrorError::Lacks {
             changes: position.lacks,
         });
@@ -120,7 +125,7 @@ pub(super) fn prepare_asked<R: Remote>(
         in_private,
         in_stage,
     ] = std::array::from_fn(|_| replies.next().unwrap_or(Reply::Ok));
-    if !position.adopted && is_empty(remote, place.base())? {
+    if !position.adopted && !known.asked && is_empty(remote, place.base())? {
         return Err(MirrorError::NeedsSync { path });
     }
     let before = match at_base {
@@ -133,7 +138,10 @@ pub(super) fn prepare_asked<R: Remote>(
             return Err(base(BaseTrouble::NotADirectory));
         }
     };
-    marker::judge([&mark, &new_mark], known.source_id, known.marker, &path)?;
+    let fresh = match marker::judge([&mark, &new_mark], known.source_id, known.marker, &path) {
+        Err(MirrorError::Marker { what, .. }) if known.asked && what.needs_sync() => true,
+        judged => judged.map(|()| !position.adopted || position.lacks > 0)?,
+    };
     let not_writable = |refused| base(BaseTrouble::NotWritable(refused));
     if !is_directory(&at_private) {
         make(remote, place.private_dir())?.map_err(not_writable)?;
@@ -155,7 +163,7 @@ pub(super) fn prepare_asked<R: Remote>(
         make(remote, place.stage_dir())?.map_err(not_writable)?;
     }
     let kept = clear_stage(remote, place, known, rules, [in_private, in_stage])?;
-    Ok(Prepared { rules, kept })
+    Ok(Prepared { rules, kept, fresh })
 }
 
 fn is_directory(reply: &Reply) -> bool {

@@ -212,7 +212,11 @@ fn any_request() -> impl Strategy<Value = Request> {
 }
 
 fn any_reply() -> impl Strategy<Value = (Expect, Reply)> {
-    let name = (any_path(), any_attrs()).prop_map(|(name, attrs)| Name { name, attrs });
+    let name = (any_path(), any_attrs()).prop_map(|(name, attrs)| Name {
+        name,
+        attrs,
+        links: None,
+    });
     let status = (1u32..40, "[a-zäöü ]{0,200}");
     prop_oneof![
         Just((Expect::Status, Reply::Ok)),
@@ -280,6 +284,7 @@ fn a_reply_of_the_wrong_type_is_malformed() {
             &Reply::Names(vec![Name {
                 name: b"n".to_vec(),
                 attrs: Attrs::default(),
+                links: None,
             }]),
         ),
     ];
