@@ -57,6 +57,8 @@ pub struct Config {
     pub on_event: Option<PathBuf>,
     /// Who is told, and how.
     pub mail: MailConfig,
+    /// Whether the source is scanned at the start for what the log does not know.
+    pub scan_on_start: bool,
     /// The mirrors, those of the main file first, then those of `mirrors.d` by name.
     pub mirrors: Vec<MirrorConfig>,
     /// What is allowed but probably not meant, a line each.
@@ -208,6 +210,7 @@ impl Config {
             exclude: Exclude::default(),
             on_event: None,
             mail: MailConfig::default(),
+            scan_on_start: true,
             mirrors: Vec::new(),
             warnings: Vec::new(),
         }

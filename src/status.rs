@@ -26,6 +26,8 @@ pub struct Status {
     pub last_seq: u64,
     /// Size of the log on disk in bytes.
     pub log_bytes: u64,
+    /// The scan at the start; none: the daemon is not running, or an older one.
+    pub scan: Option<ScanStatus>,
     /// The mirrors, in the order of the configuration.
     pub mirrors: Vec<MirrorStatus>,
     /// How mails get away; none: nobody is mailed.
@@ -56,6 +58,21 @@ pub struct AlarmStatus {
     pub seconds: u64,
     /// Why.
     pub reason: String,
+}
+
+/// The scan of the source at the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ScanStatus {
+    /// It is under way.
+    pub running: bool,
+    /// Files and directories that were looked at.
+    pub entries: u64,
+    /// How many the last scan found; none: not known.
+    pub expected: Option<u64>,
+    /// What is to be compared with the mirrors.
+    pub repairs: u64,
+    /// How long it has taken.
+    pub seconds: u64,
 }
 
 /// One mirror.
@@ -264,6 +281,7 @@ impl Status {
             "pid": self.pid,
             "read_only": self.read_only,
             "log": {"last_seq": self.last_seq, "bytes": self.log_bytes},
+            "scan": self.scan.map(ScanStatus::to_json),
             "mirrors": self.mirrors.iter().map(|m| m.to_json(self.pid.is_some())).collect::<Vec<_>>(),
             "mail": self.mail.as_ref().map(|m| json!({
                 "waiting": m.waiting,
@@ -290,6 +308,12 @@ impl Status {
             read_only: fields.get("read_only")?.as_bool().ok_or(bad("read_only"))?,
             last_seq: log.number("last_seq")?,
             log_bytes: log.number("bytes")?,
+            scan: fields
+                .0
+                .get("scan")
+                .filter(|scan| !scan.is_null())
+                .map(ScanStatus::from_json)
+                .transpose()?,
             mirrors: list(fields.get("mirrors")?, "mirrors", MirrorStatus::from_json)?,
             mail: match value.get("mail") {
                 None | Some(Value::Null) => None,
@@ -299,6 +323,29 @@ impl Status {
                 None => Vec::new(),
                 Some(alarms) => list(alarms, "alarms", alarm_from_json)?,
             },
+        })
+    }
+}
+
+impl ScanStatus {
+    fn to_json(self) -> Value {
+        json!({
+            "running": self.running,
+            "entries": self.entries,
+            "expected": self.expected,
+            "repairs": self.repairs,
+            "seconds": self.seconds,
+        })
+    }
+
+    fn from_json(value: &Value) -> Result<ScanStatus, StatusError> {
+        let fields = Fields::of(value, "scan")?;
+        Ok(ScanStatus {
+            running: fields.get("running")?.as_bool().ok_or(bad("running"))?,
+            entries: fields.number("entries")?,
+            expected: fields.maybe_number("expected")?,
+            repairs: fields.number("repairs")?,
+            seconds: fields.number("seconds")?,
         })
     }
 }
@@ -497,6 +544,13 @@ mod tests {
             read_only: true,
             last_seq: 99,
             log_bytes: 4096,
+            scan: Some(ScanStatus {
+                running: true,
+                entries: 3,
+                expected: None,
+                repairs: 1,
+                seconds: 2,
+            }),
             mirrors: MirrorState::ALL
                 .into_iter()
                 .map(|state| MirrorStatus {
@@ -580,7 +634,11 @@ mod tests {
         };
         assert_eq!(
             keys(&json),
-            "alarms log mail mirrors mount_point pid read_only source"
+            "alarms log mail mirrors mount_point pid read_only scan source"
+        );
+        assert_eq!(
+            keys(&json["scan"]),
+            "entries expected repairs running seconds"
         );
         assert_eq!(keys(&json["mail"]), "failing_seconds last_error waiting");
         assert_eq!(keys(&json["alarms"][0]), "kind mirror reason seconds");

@@ -31,6 +31,7 @@ mod replay;
 mod resume;
 mod rights;
 mod round_trips;
+mod scan;
 mod screens;
 mod servers;
 mod service;

@@ -155,6 +155,14 @@ pub const SETTINGS: &[Setting] = &[
         apply: Apply::Proxyfs(|c, v| set(&mut c.exclude, Exclude::parse(v))),
     },
     Setting {
+        name: "scan_on_start",
+        absent: Absent::Default("yes"),
+        help: "Whether the source is walked at each start for what was changed while the daemon was not \
+               running, or killed, yes or no. The mount does not wait for it. Without it such changes \
+               reach no mirror.",
+        apply: Apply::Proxyfs(|c, v| set(&mut c.scan_on_start, values::yes_or_no(v))),
+    },
+    Setting {
         name: "on_event",
         absent: Absent::Unset("/usr/local/sbin/page-me"),
         help: "A program that is run for whatever is worth a mail, with the event in its environment \

@@ -7,7 +7,9 @@ use crate::config::{Config, MirrorConfig};
 use crate::journal::{Backlog, FILE_NAME, Reader, now_ms};
 use crate::mirror;
 use crate::mirror::live::{Now, Repairing};
-use crate::status::{AlarmStatus, MailStatus, MirrorState, MirrorStatus, Status, SyncStatus, Task};
+use crate::status::{
+    AlarmStatus, MailStatus, MirrorState, MirrorStatus, ScanStatus, Status, SyncStatus, Task,
+};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -45,10 +47,22 @@ pub(super) fn status(shared: &Shared) -> Result<Status, String> {
         read_only: shared.local.is_read_only(),
         last_seq: shared.journal.head(),
         log_bytes: shared.journal.disk_bytes(),
+        scan: Some(scan_status(shared)),
         mirrors,
         mail: mail_status(&told),
         alarms: alarms_status(told),
     })
+}
+
+fn scan_status(shared: &Shared) -> ScanStatus {
+    let seen = shared.scan.look();
+    ScanStatus {
+        running: seen.running,
+        entries: seen.entries,
+        expected: seen.expected,
+        repairs: seen.repairs,
+        seconds: seen.took.as_secs(),
+    }
 }
 
 /// The same without a daemon.
@@ -69,6 +83,7 @@ pub(super) fn offline_status(config: &Config) -> Result<Status, String> {
         read_only: false,
         last_seq: reader.head().map_err(|e| e.to_string())?,
         log_bytes: length(&file) + length(&file.with_extension("db-wal")),
+        scan: None,
         mirrors: mirrors.collect::<Result<_, _>>()?,
         mail: mail_status(&told),
         alarms: alarms_status(told),
@@ -329,9 +344,23 @@ pub(super) fn wait(
     timeout: Option<Duration>,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<(), String> {
+    let started = Instant::now();
+    let in_time = || timeout.is_none_or(|limit| started.elapsed() < limit);
+    // What was changed before this start is in the log when the scan has found it.
+    while shared.scan.is_running() {
+        if !in_time() {
+            return Err(format!(
+                "after {} s the scan of the source is still under way: see `proxyfs status`",
+                started.elapsed().as_secs()
+            ));
+        }
+        if cancelled() {
+            return Err("given up".to_string());
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
     shared.local.flush_closed().map_err(|e| e.to_string())?;
     let target = shared.journal.head();
-    let started = Instant::now();
     let names: Vec<String> = match mirror {
         Some(name) => vec![shared.workers.with(name, |w| w.config.name.clone())?],
         None => shared
