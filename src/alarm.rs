@@ -99,6 +99,10 @@ pub struct Report {
     pub waiting: u64,
     /// Why they cannot be sent, if so, and since when (milliseconds since 1970).
     pub failing: Option<(String, i64)>,
+    /// How many mails were sent so far.
+    pub sent: u64,
+    /// How many tries failed.
+    pub failed: u64,
     /// What is wrong and has been told: kind, mirror (or empty), since when, and why.
     pub troubles: Vec<(Kind, String, i64, String)>,
 }
@@ -109,6 +113,8 @@ fn report(book: &Book, mails: bool) -> Report {
     Report {
         mails,
         waiting: waiting as u64,
+        sent: book.counts().0,
+        failed: book.counts().1,
         failing: failure.map(|f| (f.reason.clone(), f.since)),
         troubles: troubles
             .map(|(topic, t)| (topic.0, topic.1.clone(), t.since, t.reason.clone()))

@@ -177,6 +177,43 @@ pub enum Command {
     #[command(after_help = "Example: proxyfs check-config && proxyfs reload")]
     Reload,
 
+    /// Tell how it is as a monitoring plugin does (Nagios, Icinga, Zabbix, checkmk)
+    ///
+    /// One line that begins PROXYFS OK, WARNING, CRITICAL or UNKNOWN, what is wrong with the worst first, and
+    /// behind a bar the performance data. A daemon that is down, a read-only mount and a mirror that
+    /// is stopped or needs a sync are critical; a mirror that is paused, cannot be reached or refuses changes, and
+    /// mails that cannot be sent, are a warning.
+    #[command(
+        after_help = "Example: proxyfs check --lag-warning 600\n         proxyfs check web2 --pending-critical 100000\n\
+                      Exit codes: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN (also where the command line or the configuration is wrong)."
+    )]
+    Check {
+        /// Of this mirror only
+        name: Option<String>,
+        /// Warn where a mirror is behind by more seconds
+        #[arg(long, value_name = "S", default_value_t = 300)]
+        lag_warning: u64,
+        /// Critical from there on
+        #[arg(long, value_name = "S", default_value_t = 3600)]
+        lag_critical: u64,
+        /// Warn where a mirror lacks more changes [default: any number is fine]
+        #[arg(long, value_name = "N")]
+        pending_warning: Option<u64>,
+        /// Critical from there on [default: any number is fine]
+        #[arg(long, value_name = "N")]
+        pending_critical: Option<u64>,
+    },
+
+    /// Show the status as Prometheus reads it
+    ///
+    /// For the textfile collector of node_exporter: run it every minute and move the output into its directory under
+    /// a name that ends in .prom. Counters only grow, also over restarts. Works with the daemon down too.
+    #[command(
+        after_help = "Example: proxyfs metrics > /var/lib/prometheus/node-exporter/proxyfs.prom.new\n\
+                      Exit codes: 0 shown, 1 neither daemon nor journal can be read."
+    )]
+    Metrics,
+
     /// Send a test mail as [mail] in the configuration says, and show what the mail server said
     ///
     /// The running daemon sends it, with the configuration that it uses; without a daemon this
@@ -358,6 +395,17 @@ mod tests {
         assert_eq!(command("proxyfs stop"), Command::Stop { stale: false });
         assert_eq!(command("proxyfs reload"), Command::Reload);
         assert_eq!(command("proxyfs test-mail"), Command::TestMail);
+        assert_eq!(
+            command("proxyfs check web2 --lag-warning 5 --pending-critical 9"),
+            Command::Check {
+                name: Some("web2".into()),
+                lag_warning: 5,
+                lag_critical: 3600,
+                pending_warning: None,
+                pending_critical: Some(9),
+            }
+        );
+        assert_eq!(command("proxyfs metrics"), Command::Metrics);
         assert_eq!(command("proxyfs check-config"), Command::CheckConfig);
     }
 

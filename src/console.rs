@@ -489,7 +489,7 @@ mod tests {
         assert_eq!(all("pause w"), "web2");
         assert_eq!(all("show_tasks 'web2."), "web2.example.com");
         assert_eq!(all("status --j"), "--json");
-        assert_eq!(all("help che"), "check-config");
+        assert_eq!(all("help che"), "check check-config");
         assert_eq!(names.candidates("pause w").0, 6);
         assert_eq!(all("nonsense-"), "");
     }

@@ -20,6 +20,7 @@ mod identity;
 mod notify;
 mod privileges;
 mod report;
+mod tally;
 mod watch;
 mod workers;
 
@@ -46,6 +47,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+use tally::Tally;
 use workers::Workers;
 
 /// Within this the daemon ends after it was told to.
@@ -109,6 +111,7 @@ struct Shared {
     config: std::sync::Mutex<Config>,
     /// Set before anybody can ask for it.
     alarm: OnceLock<Alarm>,
+    tally: std::sync::Mutex<Tally>,
     /// Why the journal could not be tidied up last, if so.
     untidy: std::sync::Mutex<Option<String>>,
     events: Sender<Event>,
@@ -121,6 +124,21 @@ impl Shared {
         self.config
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn tally(&self) -> std::sync::MutexGuard<'_, Tally> {
+        self.tally
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Adds up what the workers have done, and keeps it.
+    fn add_up(&self) {
+        let mut tally = self.tally();
+        for (name, live) in self.workers.lives() {
+            tally.count(&name, &live);
+        }
+        tally.save(&self.journal);
     }
 
     /// Why the journal could not be tidied up last, if so.
@@ -238,12 +256,14 @@ fn run_with(config: Config, overrides: Overrides, log: &LogHandle) -> Result<(),
     };
     let keeper = Keeper::start(scan, plan, clock).map_err(failed)?;
     let run_dir = config.run_dir.clone();
+    let tally = Tally::open(&journal).map_err(failed)?;
     let shared = Arc::new(Shared {
         local,
         journal,
         workers,
         config: config.into(),
         alarm: OnceLock::new(),
+        tally: tally.into(),
         untidy: std::sync::Mutex::new(None),
         events,
         scan: progress,
@@ -323,6 +343,7 @@ fn serve(
                         shared.tell_of(Kind::WorkerDied, &name, reason);
                     }
                     shared.tidy_up();
+                    shared.add_up();
                 }
             }
         }
@@ -352,6 +373,7 @@ fn take_down(shared: &Arc<Shared>, mounted: Mounted, keeper: Keeper) -> Result<(
     if let Some(alarm) = shared.alarm.get() {
         alarm.stop(Instant::now() + LAST_MAIL_WITHIN);
     }
+    shared.add_up();
     shared.workers.stop(deadline);
     shared.journal.sync().map_err(failed)?;
     let clean = matches!(unmounted, Ok(Unmounted::Completely)) && flushed.is_ok();

@@ -14,7 +14,8 @@ use proxyfs::pages;
 use proxyfs::screen::{self, Look};
 use proxyfs::setup::{self, Wish};
 use proxyfs::sftp::session::HostKey;
-use proxyfs::status::{Status, Task, show, table};
+use proxyfs::status::check::{self, Level, Thresholds};
+use proxyfs::status::{Status, Task, metrics, show, table};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::Value;
@@ -35,6 +36,9 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 
 /// The longest wait for a mail server: it has a time for each step of the conversation.
 const MAILED_WITHIN: Duration = Duration::from_secs(180);
+
+/// The longest wait of `check`: who runs plugins gives them ten seconds.
+const CHECKED_WITHIN: Duration = Duration::from_secs(8);
 
 /// How long `stop` waits for the daemon to be gone: a little longer than that takes at most.
 const GONE_WITHIN: Duration = Duration::from_secs(20);
@@ -61,7 +65,19 @@ impl From<ConfigError> for Failure {
 }
 
 fn main() -> ExitCode {
-    ExitCode::from(done(command(Arguments::parse())))
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        // To who runs plugins, 2 is "critical".
+        Err(why) if why.exit_code() == i32::from(WRONG) && is_check() => {
+            let words = why.to_string();
+            let first = words.lines().next().unwrap_or_default();
+            let line = check::line(Level::Unknown, first);
+            let _ = print(&format!("{line}\n")); // nobody reads it
+            return ExitCode::from(Level::Unknown as u8);
+        }
+        Err(why) => why.exit(),
+    };
+    ExitCode::from(done(command(arguments)))
 }
 
 /// The exit code of a command that has ended; why it failed is told.
@@ -109,6 +125,54 @@ fn console(file: &Path) -> Result<(), Failure> {
         true => Ok(()),
         // What failed has been told.
         false => Err(Failure(FAILED, String::new())),
+    }
+}
+
+/// Whether the command line, which may be wrong, is of `check`.
+fn is_check() -> bool {
+    let mut words = std::env::args_os().skip(1);
+    while let Some(word) = words.next() {
+        match word.to_string_lossy().as_ref() {
+            "--config" => drop(words.next()),
+            option if option.starts_with('-') => {}
+            command => return command == "check",
+        }
+    }
+    false
+}
+
+/// Says how it is as a monitoring plugin does; fails with its exit code.
+fn checked(
+    config: Result<Config, ConfigError>,
+    of: Option<&str>,
+    bad: &Thresholds,
+) -> Result<(), Failure> {
+    let told = config.map_err(|why| {
+        let words = why.to_string();
+        let first = words.lines().next().unwrap_or_default().to_string();
+        (Level::Unknown, first)
+    });
+    let told =
+        told.and_then(
+            |config| match ask(&config, &ControlRequest::Status, Some(CHECKED_WITHIN)) {
+                Ok(answer) => {
+                    Status::from_json(&answer).map_err(|why| (Level::Unknown, why.to_string()))
+                }
+                Err(why @ ControlError::NotRunning { .. }) => daemon::status_from_journal(&config)
+                    .map_err(|_| (Level::Critical, why.to_string())),
+                Err(why @ ControlError::TimedOut { .. }) => Err((Level::Critical, why.to_string())),
+                Err(why) => Err((Level::Unknown, why.to_string())),
+            },
+        );
+    let (line, level) = match told {
+        Ok(status) => check::check(&status, of, bad),
+        Err((level, why)) => (check::line(level, &why), level),
+    };
+    print(&format!("{line}\n"))?;
+    match level {
+        Level::Ok => Ok(()),
+        // The line has told why.
+        level => Err(Failure(level as u8, String::new())),
     }
 }
 
@@ -207,6 +271,20 @@ fn command(arguments: Arguments) -> Result<(), Failure> {
             let answer = answer.map_err(Failure::new)?;
             print(&format!("{}\n", answer.as_str().unwrap_or_default()))
         }
+        Command::Check {
+            name,
+            lag_warning,
+            lag_critical,
+            pending_warning,
+            pending_critical,
+        } => {
+            let bad = Thresholds {
+                lag: (lag_warning, lag_critical),
+                pending: (pending_warning, pending_critical),
+            };
+            checked(load(), name.as_deref(), &bad)
+        }
+        Command::Metrics => print(&metrics::text(&status(&load()?)?)),
         Command::TestMail => {
             let config = load()?;
             let said = match ask(&config, &ControlRequest::TestMail, Some(MAILED_WITHIN)) {

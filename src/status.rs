@@ -5,6 +5,8 @@
 //! script reads the JSON, so fields are added but never renamed, and [`Status::from_json`] takes what
 //! an older daemon leaves out as unknown.
 
+pub mod check;
+pub mod metrics;
 pub mod show;
 pub mod table;
 
@@ -45,6 +47,10 @@ pub struct MailStatus {
     pub last_error: Option<String>,
     /// For how long they could not be.
     pub failing_seconds: Option<u64>,
+    /// How many mails were sent so far.
+    pub sent: u64,
+    /// How many tries failed.
+    pub failed: u64,
 }
 
 /// Something that is wrong and has been told.
@@ -121,6 +127,8 @@ pub struct MirrorStatus {
     pub sync: Option<SyncStatus>,
     /// How far a comparison is that is under way.
     pub verify: Option<SyncStatus>,
+    /// What only grows, also over restarts.
+    pub totals: Totals,
 }
 
 /// How far a mirror is with being made like the source.
@@ -180,6 +188,17 @@ impl SyncStatus {
             eta_seconds: fields.maybe_number("eta_seconds")?,
         })
     }
+}
+
+/// What was done for a mirror since it is known; of the last seconds before a kill some may be missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Totals {
+    /// Bytes of file data sent.
+    pub sent_bytes: u64,
+    /// Connections made.
+    pub connections: u64,
+    /// Connections that could not be made, or ended with an error.
+    pub failures: u64,
 }
 
 /// How a mirror is doing.
@@ -287,6 +306,8 @@ impl Status {
                 "waiting": m.waiting,
                 "last_error": m.last_error,
                 "failing_seconds": m.failing_seconds,
+                "sent_total": m.sent,
+                "failed_total": m.failed,
             })),
             "alarms": self.alarms.iter().map(|a| json!({
                 "kind": a.kind, "mirror": a.mirror, "seconds": a.seconds, "reason": a.reason,
@@ -376,6 +397,9 @@ impl MirrorStatus {
             "unsupported": self.unsupported,
             "sync": self.sync.as_ref().map(SyncStatus::to_json),
             "verify": self.verify.as_ref().map(SyncStatus::to_json),
+            "sent_bytes_total": self.totals.sent_bytes,
+            "connections_total": self.totals.connections,
+            "failures_total": self.totals.failures,
         })
     }
 
@@ -410,6 +434,11 @@ impl MirrorStatus {
             })?,
             sync: SyncStatus::maybe_from_json(value.get("sync"))?,
             verify: SyncStatus::maybe_from_json(value.get("verify"))?,
+            totals: Totals {
+                sent_bytes: fields.maybe_number("sent_bytes_total")?.unwrap_or(0),
+                connections: fields.maybe_number("connections_total")?.unwrap_or(0),
+                failures: fields.maybe_number("failures_total")?.unwrap_or(0),
+            },
         })
     }
 }
@@ -467,6 +496,8 @@ fn mail_from_json(value: &Value) -> Result<MailStatus, StatusError> {
         waiting: fields.number("waiting")?,
         last_error: fields.maybe_text("last_error")?,
         failing_seconds: fields.maybe_number("failing_seconds")?,
+        sent: fields.maybe_number("sent_total")?.unwrap_or(0),
+        failed: fields.maybe_number("failed_total")?.unwrap_or(0),
     })
 }
 
@@ -579,12 +610,19 @@ mod tests {
                         ..SyncStatus::default()
                     }),
                     verify: Some(SyncStatus::default()),
+                    totals: Totals {
+                        sent_bytes: 1,
+                        connections: 2,
+                        failures: 3,
+                    },
                 })
                 .collect(),
             mail: Some(MailStatus {
                 waiting: 1,
                 last_error: Some("no route".into()),
                 failing_seconds: Some(2),
+                sent: 3,
+                failed: 4,
             }),
             alarms: vec![AlarmStatus {
                 kind: "stopped".into(),
@@ -640,14 +678,17 @@ mod tests {
             keys(&json["scan"]),
             "entries expected repairs running seconds"
         );
-        assert_eq!(keys(&json["mail"]), "failing_seconds last_error waiting");
+        assert_eq!(
+            keys(&json["mail"]),
+            "failed_total failing_seconds last_error sent_total waiting"
+        );
         assert_eq!(keys(&json["alarms"][0]), "kind mirror reason seconds");
         assert_eq!(keys(&json["log"]), "bytes last_seq");
         assert_eq!(
             keys(&json["mirrors"][0]),
-            "advice applied_seq bytes_per_second current eta_seconds host last_error name \
-             oldest_pending_seconds ops_per_second parked_ops path pending_bytes pending_ops port \
-             progress_percent retry_in_seconds state sync unsupported user verify"
+            "advice applied_seq bytes_per_second connections_total current eta_seconds failures_total host \
+             last_error name oldest_pending_seconds ops_per_second parked_ops path pending_bytes pending_ops port \
+             progress_percent retry_in_seconds sent_bytes_total state sync unsupported user verify"
         );
         let names: Vec<&str> = MirrorState::ALL.iter().map(|s| s.name()).collect();
         assert_eq!(

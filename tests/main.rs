@@ -19,6 +19,7 @@ mod mails;
 mod markers;
 mod mirror_copies;
 mod mirror_errors;
+mod monitoring;
 mod mount;
 mod order;
 mod pages;

@@ -256,6 +256,8 @@ pub struct Book {
     /// How often something that happened was left untold since it was told last, and when that was.
     happened: BTreeMap<Topic, (i64, u64)>,
     failure: Option<Failure>,
+    /// Mails that were sent, and tries that failed.
+    counts: (u64, u64),
     mirrors: Vec<MirrorLine>,
     changed: bool,
 }
@@ -451,6 +453,7 @@ impl Book {
     /// A mail with news up to `id` was taken.
     pub fn mailed(&mut self, id: u64, left_out: u64, now: i64) {
         self.failure = None;
+        self.counts.0 += 1;
         self.left_out -= left_out.min(self.left_out);
         self.mails.push(now);
         if self.mails.len() > BURST {
@@ -466,6 +469,7 @@ impl Book {
     /// A mail was not taken; it is tried again after a pause that doubles from `first` to `longest`. True when
     /// that is worth a line in the log: at first, and when the reason is another one.
     pub fn not_mailed(&mut self, reason: String, now: i64, first: i64, longest: i64) -> bool {
+        self.counts.1 += 1;
         let before = self.failure.take();
         let attempts = before.as_ref().map_or(0, |f| f.attempts);
         let pause = first.saturating_mul(1 << attempts.min(30)).min(longest);
@@ -486,6 +490,11 @@ impl Book {
         if let Some(failure) = &mut self.failure {
             failure.pause = 0;
         }
+    }
+
+    /// How many mails were sent so far, and how many tries failed.
+    pub fn counts(&self) -> (u64, u64) {
+        self.counts
     }
 
     /// How many pieces of news wait for a mail, and why they do if they should not.
@@ -545,6 +554,7 @@ impl Book {
         json!({
             "troubles": troubles.collect::<Vec<_>>(), "news": news.collect::<Vec<_>>(),
             "next_id": self.next_id, "mails": self.mails, "left_out": self.left_out,
+            "counts": self.counts,
             "failing": self.failure.as_ref().map(|f| json!({"reason": f.reason, "since": f.since})),
         })
     }
@@ -560,6 +570,7 @@ impl Book {
             next_id: number(&all["next_id"]),
             mails: list("mails").iter().filter_map(Value::as_i64).collect(),
             left_out: number(&all["left_out"]),
+            counts: (number(&all["counts"][0]), number(&all["counts"][1])),
             failure: failing.is_object().then(|| Failure {
                 reason: string(&failing["reason"]),
                 since: time(&failing["since"]),

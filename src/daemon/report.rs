@@ -29,8 +29,16 @@ pub(super) fn status(shared: &Shared) -> Result<Status, String> {
     let config = shared.config().clone();
     let mut mirrors = Vec::new();
     for mirror in &config.mirrors {
-        let live = shared.workers.with(&mirror.name, |w| w.live.now()).ok();
-        mirrors.push(mirror_status(mirror, &reader, live.as_ref())?);
+        let live = shared
+            .workers
+            .with(&mirror.name, |w| Arc::clone(&w.live))
+            .ok();
+        let now = live.as_ref().map(|live| live.now());
+        let mut status = mirror_status(mirror, &reader, now.as_ref())?;
+        if let Some(live) = live {
+            status.totals = shared.tally().count(&mirror.name, &live);
+        }
+        mirrors.push(status);
     }
     let told = shared.alarm.get().map(Alarm::report).unwrap_or_default();
     let special = shared.local.counters().special_files;
@@ -68,10 +76,11 @@ fn scan_status(shared: &Shared) -> ScanStatus {
 /// The same without a daemon.
 pub(super) fn offline_status(config: &Config) -> Result<Status, String> {
     let reader = Reader::open(&config.state_dir).map_err(|e| e.to_string())?;
-    let mirrors = config
-        .mirrors
-        .iter()
-        .map(|m| mirror_status(m, &reader, None));
+    let totals = super::tally::left(&reader).map_err(|e| e.to_string())?;
+    let mirrors = config.mirrors.iter().map(|m| {
+        let totals = totals.get(&m.name).copied().unwrap_or_default();
+        mirror_status(m, &reader, None).map(|status| MirrorStatus { totals, ..status })
+    });
     let saved = reader.meta(alarm::BOOK).map_err(|e| e.to_string())?;
     let told = alarm::report_of(saved.as_deref(), config);
     let file = config.state_dir.join(FILE_NAME);
@@ -95,6 +104,8 @@ fn mail_status(told: &Report) -> Option<MailStatus> {
         waiting: told.waiting,
         last_error: told.failing.as_ref().map(|f| f.0.clone()),
         failing_seconds: told.failing.as_ref().map(|f| age(f.1)),
+        sent: told.sent,
+        failed: told.failed,
     })
 }
 
@@ -178,6 +189,7 @@ fn mirror_status(
         unsupported: live.map(|l| l.unsupported.clone()).unwrap_or_default(),
         sync: live.and_then(|l| l.repair.as_ref()).map(sync_status),
         verify: live.and_then(|l| l.verify.as_ref()).map(sync_status),
+        ..MirrorStatus::default()
     })
 }
 

@@ -4,6 +4,7 @@ use crate::config::MirrorConfig;
 use crate::journal::Journal;
 use crate::mirror::Worker;
 use crate::mirror::errors::MirrorError;
+use crate::mirror::live::Live;
 use crate::mirror::source::Source;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -109,6 +110,14 @@ impl Workers {
             let known: Vec<&str> = running.keys().map(String::as_str).collect();
             unknown_mirror(name, &known)
         })
+    }
+
+    /// What all show of themselves.
+    pub fn lives(&self) -> Vec<(String, Arc<Live>)> {
+        let running = self.running();
+        let all = running.iter();
+        all.map(|(name, w)| (name.clone(), Arc::clone(&w.live)))
+            .collect()
     }
 
     /// Has a worker, or all, try again at once what failed.

@@ -2,7 +2,7 @@
 
 use super::repair::Counts;
 use crate::change::{RelPath, Seq};
-use crate::status::MirrorState;
+use crate::status::{MirrorState, Totals};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -39,6 +39,8 @@ pub struct Now {
     pub repair: Option<Repairing>,
     /// A comparison that is under way.
     pub verify: Option<Repairing>,
+    /// What was done since this worker was started.
+    pub totals: Totals,
 }
 
 /// How far a repair is.
@@ -77,6 +79,8 @@ struct Inner {
     sent: u64,
     cursor: Option<Seq>,
     measured_at: Instant,
+    /// Of this session's bytes those that are in the totals.
+    counted: u64,
 }
 
 /// Shared by a worker and those who ask.
@@ -99,12 +103,14 @@ impl Live {
             unsupported: Vec::new(),
             repair: None,
             verify: None,
+            totals: Totals::default(),
         };
         Live(Mutex::new(Inner {
             now,
             sent: 0,
             cursor: None,
             measured_at: Instant::now(),
+            counted: 0,
         }))
     }
 
@@ -121,6 +127,7 @@ impl Live {
     /// The worker is not at work: why, and until when.
     pub fn resting(&self, state: MirrorState, error: Option<String>, retry_at: Option<Instant>) {
         let now = &mut self.inner().now;
+        now.totals.failures += u64::from(error.is_some());
         now.state = state;
         now.up = false;
         now.last_error = error;
@@ -152,7 +159,9 @@ impl Live {
     pub fn connected(&self, unsupported: Vec<String>) {
         let mut inner = self.inner();
         (inner.sent, inner.cursor, inner.measured_at) = (0, None, Instant::now());
+        inner.counted = 0;
         let now = &mut inner.now;
+        now.totals.connections += 1;
         now.state = MirrorState::Syncing;
         now.up = true;
         now.last_error = None;
@@ -233,6 +242,8 @@ impl Live {
         current: impl FnOnce() -> Option<(String, (u64, u64))>,
     ) {
         let mut inner = self.inner();
+        inner.now.totals.sent_bytes += sent.saturating_sub(inner.counted);
+        inner.counted = sent.max(inner.counted);
         let elapsed = inner.measured_at.elapsed();
         if drained || elapsed >= RATE_WINDOW {
             let bytes = sent.saturating_sub(inner.sent);
