@@ -21,6 +21,7 @@ pub use settings::{Absent, Apply, SETTINGS, Section, Setting, example};
 
 use crate::exclude::Exclude;
 use bandwidth::Bandwidth;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -53,6 +54,8 @@ pub struct Config {
     pub flush_max: Duration,
     /// What is not mirrored.
     pub exclude: Exclude,
+    /// How much may be deleted within a minute before mirrors are paused.
+    pub max_delete: MaxDelete,
     /// The program that is run for whatever is worth a mail.
     pub on_event: Option<PathBuf>,
     /// Who is told, and how.
@@ -88,6 +91,28 @@ pub struct MailConfig {
     pub alert_after: Duration,
     /// Within this time at most three mails are sent; at least 1 s.
     pub digest: Duration,
+}
+
+/// How much may be deleted within a minute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MaxDelete {
+    /// Anything.
+    #[default]
+    Off,
+    /// So many files and directories, 1 at least.
+    Count(u64),
+    /// So many in a hundred of what was there, 1 to 99.
+    Percent(u8),
+}
+
+impl fmt::Display for MaxDelete {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            MaxDelete::Off => f.write_str("off"),
+            MaxDelete::Count(n) => write!(f, "{n}"),
+            MaxDelete::Percent(n) => write!(f, "{n}%"),
+        }
+    }
 }
 
 /// How a connection is protected.
@@ -208,6 +233,7 @@ impl Config {
             flush_after: Duration::ZERO,
             flush_max: Duration::ZERO,
             exclude: Exclude::default(),
+            max_delete: MaxDelete::Off,
             on_event: None,
             mail: MailConfig::default(),
             scan_on_start: true,

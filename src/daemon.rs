@@ -228,6 +228,7 @@ fn run_with(config: Config, overrides: Overrides, log: &LogHandle) -> Result<(),
         (false, false) => Writing::No,
     };
     let source = Arc::new(Source::new(root, Box::new(watch)).without(config.exclude.clone()));
+    source.set_max_delete(config.max_delete);
     let workers = Workers::new(Arc::clone(&journal), source);
     workers
         .apply(&config.mirrors, Instant::now() + RELOAD_WITHIN)
@@ -417,6 +418,8 @@ fn reload(shared: &Shared, log: &LogHandle, overrides: &Overrides) -> Result<Str
     config.mirrors = new.mirrors;
     config.mail = new.mail;
     config.on_event = new.on_event;
+    config.max_delete = new.max_delete;
+    shared.workers.set_max_delete(new.max_delete);
     if let Some(alarm) = shared.alarm.get() {
         alarm.reload(&config);
     }

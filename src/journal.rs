@@ -28,6 +28,7 @@
 
 mod codec;
 mod error;
+mod holds;
 mod reader;
 mod syncs;
 mod upkeep;

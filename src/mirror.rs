@@ -14,6 +14,7 @@ pub mod clock;
 mod covers;
 pub mod errors;
 mod ghosts;
+pub mod guard;
 mod held;
 pub mod inbox;
 pub mod live;
@@ -38,12 +39,16 @@ use crate::journal::{Journal, JournalError, SOURCE_ID};
 use crate::sftp::session::{self, Abort, Rate, Secret, Start, Target};
 use crate::status::MirrorState;
 use errors::{Class, MirrorError};
+use guard::Guard;
 use inbox::{Inbox, Notice, Notifier, inbox};
 use live::Live;
 use pipeline::{Ended, Pipeline, Setup};
 use plan::Place;
 use source::Source;
+use std::cell::RefCell;
 use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -107,6 +112,7 @@ impl Worker {
         let (notifier, inbox) = inbox().map_err(source_error)?;
         let abort = Abort::new();
         let limit = Arc::new(Mutex::new(config.bandwidth_limit.clone()));
+        let held = journal.held(&config.name)?;
         let life = Life {
             config: config.clone(),
             journal: Arc::clone(&journal),
@@ -120,9 +126,11 @@ impl Worker {
             failures: 0,
             told: String::new(),
             memory: resume::Memory::default(),
+            guard: RefCell::default(),
+            held: position.paused.then_some(held).flatten(),
         };
         if position.paused {
-            live.resting(MirrorState::Paused, None, None);
+            life.rest_paused();
         }
         let thread = std::thread::Builder::new()
             .name(format!("mirror {}", config.name))
@@ -157,6 +165,7 @@ impl Worker {
     /// # Errors
     /// The journal's.
     pub fn resume(&self) -> Result<(), JournalError> {
+        self.journal.let_through(&self.config.name)?;
         self.journal.set_paused(&self.config.name, false)?;
         if self.live.now().state == MirrorState::NeedsSync {
             self.journal.copy_was_made(&self.config.name)?;
@@ -271,13 +280,17 @@ struct Life {
     told: String,
     /// How much of which file the mirror had when the last session ended.
     memory: resume::Memory,
+    /// What stops a mass deletion.
+    guard: RefCell<Guard>,
+    /// Why it is paused, if that was done by the guard.
+    held: Option<String>,
 }
 
 impl Life {
     fn live(mut self) {
         loop {
             if self.paused {
-                self.live.resting(MirrorState::Paused, None, None);
+                self.rest_paused();
                 if !self.wait(None) {
                     return;
                 }
@@ -289,6 +302,11 @@ impl Life {
                     self.paused = true;
                     log::info!("mirror {}: paused", self.config.name);
                 }
+                // The journal knows already.
+                Err(MirrorError::TooMuch(why)) => {
+                    log::error!("mirror {}: paused: {why}", self.config.name);
+                    (self.paused, self.held) = (true, Some(why));
+                }
                 Err(why) => {
                     let pause = self.failed(&why);
                     if !self.wait(Some(Instant::now() + pause)) {
@@ -296,6 +314,13 @@ impl Life {
                     }
                 }
             }
+        }
+    }
+
+    fn rest_paused(&self) {
+        match &self.held {
+            Some(why) => self.live.hold(why.clone()),
+            None => self.live.resting(MirrorState::Paused, None, None),
         }
     }
 
@@ -311,6 +336,7 @@ impl Life {
                     }
                     Notice::Resume => {
                         self.paused = false;
+                        self.held = None;
                         self.try_again = true;
                         // Again: an attempt that ended after the notice was sent may have said otherwise.
                         self.live.trying();
@@ -387,6 +413,8 @@ impl Life {
                 if n == 1 { "" } else { "s" }
             ),
         }
+        let through = self.journal.through(&name)?;
+        self.guard.borrow_mut().let_through(through);
         let started = Instant::now();
         let setup = Setup {
             name: &name,
@@ -401,6 +429,7 @@ impl Life {
             try_again: std::mem::take(&mut self.try_again),
             kept,
             memory: &self.memory,
+            guard: &self.guard,
         };
         let ended = Pipeline::new(setup, remote)?.run();
         // A server that lets us in and then breaks off each time is not up.
@@ -487,15 +516,19 @@ pub fn target(config: &MirrorConfig) -> Result<Target, MirrorError> {
         }
     };
     let login = match &config.login {
-        Login::Keys(files) => session::Login::Keys {
-            files: files.clone(),
-            passphrase,
-        },
+        Login::Keys(files) => {
+            files.iter().try_for_each(|file| check_mode(file))?;
+            session::Login::Keys {
+                files: files.clone(),
+                passphrase,
+            }
+        }
         Login::UsualKeys(files) => {
             let files: Vec<_> = files.iter().filter(|f| f.exists()).cloned().collect();
             if files.is_empty() {
                 return Err(MirrorError::NoKey);
             }
+            files.iter().try_for_each(|file| check_mode(file))?;
             session::Login::Keys { files, passphrase }
         }
         Login::Agent => session::Login::Agent { socket: None },
@@ -510,6 +543,19 @@ pub fn target(config: &MirrorConfig) -> Result<Target, MirrorError> {
         connect_timeout: config.connect_timeout,
         io_timeout: config.io_timeout,
     })
+}
+
+/// A key of ours that others may use is refused, as ssh(1) does. One that is not there is told of later.
+fn check_mode(file: &Path) -> Result<(), MirrorError> {
+    let Ok(found) = std::fs::metadata(file) else {
+        return Ok(());
+    };
+    let mode = found.mode() & 0o7777;
+    if found.uid() == rustix::process::getuid().as_raw() && mode & 0o077 != 0 {
+        let file = file.to_path_buf();
+        return Err(MirrorError::KeyMode { file, mode });
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -570,6 +570,7 @@ fn session(
         try_again: trouble.denied.is_empty(),
         kept,
         memory,
+        guard: &std::cell::RefCell::default(),
     };
     let ended = Pipeline::new(setup, &mut server).unwrap().run();
     (ended.err(), std::mem::take(&mut server.trace))

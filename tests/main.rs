@@ -17,6 +17,7 @@ mod excluded;
 mod hostile;
 mod mails;
 mod markers;
+mod mass_deletion;
 mod mirror_copies;
 mod mirror_errors;
 mod monitoring;

@@ -161,6 +161,7 @@ impl Scene {
             live: &Live::new(None, None),
             kept: Kept::default(),
             memory: &Memory::default(),
+            guard: &std::cell::RefCell::default(),
         };
         Pipeline::new(setup, &mut remote).unwrap().run().unwrap();
         handles

@@ -11,6 +11,7 @@ use super::values::{self, Refusal};
 use super::{Absent, Apply, Config, Login, MirrorConfig, Overrides, SETTINGS, Section, Tls};
 use std::collections::HashMap;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ pub(super) fn load(path: &Path, overrides: &Overrides) -> Result<Config, ConfigE
     loader.check_times();
     loader.check_mail();
     loader.check_mirrors();
+    loader.check_secrets();
     let mut config = loader.config;
     if !loader.problems.is_empty() {
         let mut problems = loader.problems;
@@ -480,6 +482,27 @@ impl Loader {
         for (line, why) in found {
             self.problem(&file, line, Fault::Conflict(why.to_string()));
         }
+    }
+
+    /// A file with a password that others may read is told of, and used all the same.
+    fn check_secrets(&mut self) {
+        let mirrors = self.config.mirrors.iter();
+        let secrets = mirrors.filter_map(|m| Some(("passphrase_file", m.passphrase_file.clone()?)));
+        let mail = self.config.mail.password_file.clone();
+        let mut open: Vec<_> = secrets
+            .chain(mail.map(|file| ("password_file", file)))
+            .filter(|(_, file)| {
+                std::fs::metadata(file).is_ok_and(|found| found.mode() & 0o044 != 0)
+            })
+            .collect();
+        open.sort();
+        open.dedup();
+        self.config
+            .warnings
+            .extend(open.into_iter().map(|(key, file)| {
+                let file = file.display();
+                format!("{key} {file} may be read by others than its owner: chmod 600 {file}")
+            }));
     }
 
     fn check_mirrors(&mut self) {

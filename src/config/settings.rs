@@ -155,6 +155,14 @@ pub const SETTINGS: &[Setting] = &[
         apply: Apply::Proxyfs(|c, v| set(&mut c.exclude, Exclude::parse(v))),
     },
     Setting {
+        name: "max_delete",
+        absent: Absent::Default("off"),
+        help: "How many files and directories may be deleted within a minute: a number, or a part of all \
+               that there are, such as 20% (ten may always be). Before a mirror carries out more it is \
+               paused, and `proxyfs resume` lets them through. off: any number.",
+        apply: Apply::Proxyfs(|c, v| set(&mut c.max_delete, values::max_delete(v))),
+    },
+    Setting {
         name: "scan_on_start",
         absent: Absent::Default("yes"),
         help: "Whether the source is walked at each start for what was changed while the daemon was not \

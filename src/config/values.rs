@@ -5,6 +5,7 @@
 //! only [`local_path`] asks for the home directory, to replace a leading `~`.
 
 use super::FirstSync;
+use super::MaxDelete;
 use std::net::IpAddr;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
@@ -68,6 +69,18 @@ where
             "it must be a whole number from {least} to {most}, such as {least}"
         )),
     }
+}
+
+/// `off`, a number from 1 on, or `1%` to `99%`.
+pub fn max_delete(text: &str) -> Result<MaxDelete, Refusal> {
+    if text == "off" {
+        return Ok(MaxDelete::Off);
+    }
+    let read = match text.strip_suffix('%') {
+        Some(part) => number(part.trim_end(), 1, 99).map(MaxDelete::Percent),
+        None => number(text, 1, u64::MAX).map(MaxDelete::Count),
+    };
+    read.map_err(|_| "it must be off, a number such as 1000, or a part from 1% to 99%".to_string())
 }
 
 /// A mail address: `admin@example.com`, or `Jane Doe <jane@example.com>`.
@@ -339,6 +352,21 @@ mod tests {
             "", "mx:", "mx:0", "mx:smtp", "[::1]25", "[::1", "m x", ":25",
         ] {
             assert!(host_and_port(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn how_much_may_be_deleted_is_a_number_or_a_part() {
+        for (text, value) in [
+            ("off", MaxDelete::Off),
+            ("1000", MaxDelete::Count(1000)),
+            ("20%", MaxDelete::Percent(20)),
+        ] {
+            assert_eq!(max_delete(text), Ok(value));
+            assert_eq!(value.to_string(), text);
+        }
+        for bad in ["", "0", "-1", "0%", "100%", "%", "many", "1.5%"] {
+            assert!(max_delete(bad).is_err(), "{bad}");
         }
     }
 }

@@ -57,10 +57,16 @@ fn topics(
         MirrorState::Stopped => found.push((Kind::Stopped, Seen::Standing(why()))),
         MirrorState::NeedsSync => found.push((Kind::NeedsSync, Seen::Standing(why()))),
         MirrorState::Retrying => found.push((Kind::Unreachable, Seen::Standing(why()))),
+        MirrorState::Paused if now.held => found.push((Kind::MassDeletion, Seen::Standing(why()))),
         MirrorState::Synced | MirrorState::Syncing | MirrorState::Paused => {}
     }
     if now.up {
-        let well = [Kind::Stopped, Kind::NeedsSync, Kind::Unreachable];
+        let well = [
+            Kind::Stopped,
+            Kind::NeedsSync,
+            Kind::Unreachable,
+            Kind::MassDeletion,
+        ];
         found.extend(well.map(|kind| (kind, Seen::Over)));
     }
     match refusals {

@@ -1,6 +1,6 @@
 //! The workers of the configured mirrors: started, stopped and changed one by one.
 
-use crate::config::MirrorConfig;
+use crate::config::{MaxDelete, MirrorConfig};
 use crate::journal::Journal;
 use crate::mirror::Worker;
 use crate::mirror::errors::MirrorError;
@@ -110,6 +110,11 @@ impl Workers {
             let known: Vec<&str> = running.keys().map(String::as_str).collect();
             unknown_mirror(name, &known)
         })
+    }
+
+    /// How much may be deleted at once on a mirror, from now on.
+    pub fn set_max_delete(&self, most: MaxDelete) {
+        self.source.set_max_delete(most);
     }
 
     /// What all show of themselves.

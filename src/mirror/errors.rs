@@ -27,6 +27,13 @@ pub enum MirrorError {
         /// The operating system's reason.
         why: String,
     },
+    /// A private key may be read or changed by others.
+    KeyMode {
+        /// Its file.
+        file: PathBuf,
+        /// The file's mode.
+        mode: u32,
+    },
     /// No key is named, and none of the usual ones exists.
     NoKey,
     /// The mirror's directory is not as it must be.
@@ -76,6 +83,8 @@ pub enum MirrorError {
         /// What the server said.
         status: Status,
     },
+    /// More would be deleted at once than may be: in words.
+    TooMuch(String),
     /// More changes than can be kept are set aside.
     TooManyParked {
         /// Why the first of them was refused.
@@ -131,6 +140,7 @@ impl MirrorError {
             MirrorError::Connect(_)
             | MirrorError::Passphrase { .. }
             | MirrorError::NoKey
+            | MirrorError::KeyMode { .. }
             | MirrorError::Base { .. }
             | MirrorError::NeedsSync { .. }
             | MirrorError::Lacks { .. }
@@ -138,6 +148,7 @@ impl MirrorError {
             | MirrorError::Unrepaired { .. }
             | MirrorError::Unread { .. }
             | MirrorError::TooManyParked { .. }
+            | MirrorError::TooMuch(_)
             | MirrorError::Refused { .. } => Class::Mirror,
             MirrorError::Session(_) | MirrorError::Source { .. } | MirrorError::Journal(_) => {
                 Class::Connection
@@ -154,6 +165,11 @@ impl fmt::Display for MirrorError {
             MirrorError::Passphrase { file, why } => {
                 write!(f, "passphrase_file {}: {why}", file.display())
             }
+            MirrorError::KeyMode { file, mode } => write!(
+                f,
+                "the private key {0} is not used, since others may read or change it (mode {mode:04o}): chmod 600 {0}",
+                file.display()
+            ),
             MirrorError::NoKey => f.write_str(
                 "there is no key to log in with: make one (ssh-keygen -t ed25519) or name one with `key`",
             ),
@@ -240,6 +256,7 @@ impl fmt::Display for MirrorError {
             MirrorError::Source { change, why } => {
                 write!(f, "{change}: the source's file cannot be read: {why}")
             }
+            MirrorError::TooMuch(why) => f.write_str(why),
             MirrorError::Journal(why) => write!(f, "{why}"),
         }
     }

@@ -16,6 +16,8 @@ pub struct Now {
     pub state: MirrorState,
     /// A session is up.
     pub up: bool,
+    /// It is paused since more would be deleted there at once than may be.
+    pub held: bool,
     /// Every change up to here is on the mirror, directories' times included.
     /// None: it is not known what the mirror holds.
     pub settled: Option<Seq>,
@@ -92,6 +94,7 @@ impl Live {
         let now = Now {
             state: MirrorState::Syncing,
             up: false,
+            held: false,
             settled,
             last_error,
             trying_parked: false,
@@ -127,14 +130,21 @@ impl Live {
     /// The worker is not at work: why, and until when.
     pub fn resting(&self, state: MirrorState, error: Option<String>, retry_at: Option<Instant>) {
         let now = &mut self.inner().now;
-        now.totals.failures += u64::from(error.is_some());
+        now.totals.failures += u64::from(error.is_some() && state != MirrorState::Paused);
         now.state = state;
+        now.held = false;
         now.up = false;
         now.last_error = error;
         now.retry_at = retry_at;
         now.current = None;
         now.bytes_per_second = 0;
         now.ops_per_second = 0.0;
+    }
+
+    /// It is paused since more would be deleted there at once than may be.
+    pub fn hold(&self, why: String) {
+        self.resting(MirrorState::Paused, Some(why), None);
+        self.inner().now.held = true;
     }
 
     /// The worker is about to try: nothing is known to be wrong.
@@ -145,6 +155,7 @@ impl Live {
         }
         if !matches!(now.state, MirrorState::Synced | MirrorState::Syncing) {
             now.state = MirrorState::Syncing;
+            now.held = false;
             now.last_error = None;
             now.retry_at = None;
         }
@@ -164,6 +175,7 @@ impl Live {
         now.totals.connections += 1;
         now.state = MirrorState::Syncing;
         now.up = true;
+        now.held = false;
         now.last_error = None;
         now.retry_at = None;
         now.unsupported = unsupported;

@@ -32,6 +32,7 @@
 use super::covers::{self, Covers};
 use super::errors::MirrorError;
 use super::ghosts::Ghosts;
+use super::guard::Guard;
 use super::held::Held;
 use super::inbox::{Inbox, Notice};
 use super::live::Live;
@@ -48,6 +49,7 @@ use crate::change::{ByteRanges, Change, Extent, NodeId, RelPath, Seq};
 use crate::journal::{Journal, Progress, Reader, Row, SOURCE_ID, now_ms};
 use crate::sftp::lanes::{FAR, MOST_LANES};
 use crate::sftp::{Attrs, OpenMode, Remote, Reply, Request, Status, Ticket, code};
+use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -56,6 +58,7 @@ mod fates;
 mod in_place;
 mod job;
 mod lacking;
+mod loading;
 mod mending;
 mod progress;
 mod publishing;
@@ -121,6 +124,8 @@ pub struct Setup<'a> {
     pub kept: Kept,
     /// How much of them is known to be there; to be brought up to date when this session ends.
     pub memory: &'a Memory,
+    /// What stops a mass deletion.
+    pub guard: &'a RefCell<Guard>,
 }
 
 /// Why a pipeline ended without an error.
@@ -210,6 +215,8 @@ pub struct Pipeline<'a, R: Remote> {
     behind_since: Option<(Instant, Seq)>,
     /// Whether it has had everything once in this session.
     caught_up: bool,
+    /// Why the next row may not be carried out, if so.
+    too_much: Option<String>,
     marker: Renewal,
     source_id: String,
 }
@@ -276,6 +283,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             settling: None,
             behind_since: None,
             caught_up: false,
+            too_much: None,
             marker: Renewal::new(marked, now),
             source_id,
         })
@@ -379,13 +387,6 @@ impl<'a, R: Remote> Pipeline<'a, R> {
         self.trouble.is_some() || !self.shut_out.is_empty() || self.repairing
     }
 
-    /// Whether rows are in the log that could be loaded now.
-    fn cursor_has_news(&self) -> bool {
-        !self.is_halted()
-            && self.window.len() + LOAD <= WINDOW
-            && self.loaded < self.setup.journal.head()
-    }
-
     /// Where in the window the first row is that is `seq` or behind it.
     fn first_from(&self, seq: Seq) -> usize {
         // Without a gap, as it mostly is, no search is needed.
@@ -407,32 +408,6 @@ impl<'a, R: Remote> Pipeline<'a, R> {
     fn job(&mut self, seq: Seq) -> Option<&mut Job> {
         let index = self.index(seq)?;
         self.window.get_mut(index)
-    }
-
-    fn new_job(&self, row: Row) -> Job {
-        let linked = matches!(row.change, Change::Content { linked: true, .. });
-        let mut job = Job::new(row);
-        if linked && !self.setup.rules.hardlink {
-            // Each name is a file of its own there.
-            (job.anew, job.stage) = (true, Stage::Waiting);
-        }
-        job
-    }
-
-    fn load(&mut self) -> Result<(), MirrorError> {
-        while self.cursor_has_news() {
-            let rows = self.setup.reader.rows(self.loaded, LOAD)?;
-            if rows.is_empty() {
-                break; // not visible to this connection yet: the next turn has them
-            }
-            for row in rows {
-                self.loaded = row.seq;
-                self.by_path.came(&row);
-                let job = self.new_job(row);
-                self.window.push_back(job);
-            }
-        }
-        Ok(())
     }
 
     fn take(&mut self, ticket: Ticket, reply: Reply) -> Result<(), MirrorError> {

@@ -7,6 +7,7 @@
 //! The only `unsafe` of the network side is here: `open_by_handle_at(2)` has no safe wrapper.
 
 use crate::change::{NodeId, RelPath, Times, Timestamp};
+use crate::config::MaxDelete;
 use crate::exclude::Exclude;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, openat, statat};
 use rustix::io::Errno;
@@ -14,6 +15,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// The largest handle the kernel makes, in bytes (MAX_HANDLE_SZ, open_by_handle_at(2)).
@@ -42,6 +44,8 @@ pub struct Source {
     root: OwnedFd,
     watch: Watch,
     exclude: Exclude,
+    /// How much of it may be deleted at once on a mirror.
+    max_delete: Mutex<MaxDelete>,
 }
 
 #[repr(C)]
@@ -60,7 +64,24 @@ impl Source {
             root,
             watch,
             exclude,
+            max_delete: Mutex::default(),
         }
+    }
+
+    /// How much of it may be deleted at once on a mirror.
+    pub fn max_delete(&self) -> MaxDelete {
+        *self
+            .max_delete
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes that, from now on.
+    pub fn set_max_delete(&self, most: MaxDelete) {
+        *self
+            .max_delete
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = most;
     }
 
     /// The same tree without what is excluded.

@@ -312,3 +312,38 @@ fn a_daemon_ends_in_time_though_a_line_is_silent() {
     everything_arrives(&daemon, &sshd, &["m", "late"]);
     daemon.stop();
 }
+
+#[test]
+fn a_key_that_others_may_read_is_refused_as_ssh_does() {
+    let sshd = Sshd::start();
+    let mut daemon = Daemon::new();
+    let key = daemon.file("key");
+    fs::copy(sshd.key_path(), &key).unwrap();
+    fs::set_permissions(&key, Permissions::from_mode(0o640)).unwrap();
+    let secret = daemon.file("passphrase");
+    fs::write(&secret, "none").unwrap();
+    let (key_text, secret_text) = (key.display().to_string(), secret.display().to_string());
+    let changes = [
+        ("key", key_text.as_str()),
+        ("passphrase_file", &secret_text),
+    ];
+    add(&mut daemon, "m", &sshd, &never_by_itself(&changes));
+    // Of what only ought to be otherwise the configuration is told.
+    let checked = daemon.run(&["check-config"]);
+    let said = String::from_utf8(checked.stderr).unwrap();
+    assert!(checked.status.success(), "{said}");
+    let words = format!(
+        "warning: passphrase_file {secret_text} may be read by others than its owner: chmod 600 {secret_text}"
+    );
+    assert!(said.contains(&words), "{said}");
+    daemon.start();
+    let m = daemon.wait_for_mirror("m", |m| m["state"] == "stopped");
+    let words = format!(
+        "the private key {key_text} is not used, since others may read or change it (mode 0640): chmod 600 {key_text}"
+    );
+    assert_eq!(m["last_error"], words);
+    fs::set_permissions(&key, Permissions::from_mode(0o600)).unwrap();
+    daemon.ok(&["try-again", "m"]);
+    daemon.wait_for_mirror("m", |m| m["state"] == "synced");
+    daemon.stop();
+}

@@ -351,6 +351,7 @@ impl World {
                 try_again: true,
                 kept,
                 memory,
+                guard: &std::cell::RefCell::default(),
             };
             Pipeline::new(setup, &mut server)?.run()
         });
