@@ -20,10 +20,12 @@ mod child;
 mod hook;
 mod letter;
 mod post;
+mod start;
 
 pub use book::{Failure, Item, Kind, MOST_ITEMS, MirrorLine, Refusals, Seen, Sight, Told, Topic};
 pub use letter::utc;
 pub use post::{host_name, is_address, way};
+pub use start::not_started;
 
 use crate::config::{Config, MailConfig};
 use crate::journal::{Journal, now_ms};
@@ -157,6 +159,7 @@ impl Alarm {
         let mut book = saved.as_deref().map(Book::load).unwrap_or_default();
         let settings = Settings::of(config);
         book.apply(&settings.rules());
+        let told = start::started(&mut book, &config.state_dir, &settings.rules());
         let shared = Arc::new(Shared {
             journal,
             book: Mutex::new(book),
@@ -169,6 +172,11 @@ impl Alarm {
             shared,
             threads: Mutex::default(),
         };
+        alarm.shared.save();
+        if let Some(told) = told {
+            // Were it still there, it would be told again that it is over.
+            let _ = std::fs::remove_file(told);
+        }
         alarm.spawn("alarm", move |shared| shared.watch(look))?;
         alarm.spawn("mail", Shared::mail)?;
         alarm.spawn("hooks", Shared::run_hooks)?;

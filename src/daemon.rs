@@ -24,7 +24,7 @@ mod tally;
 mod watch;
 mod workers;
 
-use crate::alarm::{Alarm, Kind, Report};
+use crate::alarm::{self, Alarm, Kind, Report};
 use crate::change::{Depth, Scope};
 use crate::cli::CONFIG_VARIABLE;
 use crate::config::{Config, Overrides};
@@ -41,6 +41,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use std::cell::Cell;
 use std::fmt;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
@@ -175,15 +176,27 @@ impl Shared {
 pub fn run(config: Config, overrides: Overrides) -> Result<(), DaemonError> {
     let log = logging::start(config.log_file.as_deref(), config.log_level).map_err(failed)?;
     let has_file = config.log_file.is_some();
-    let ended = run_with(config, overrides, &log);
+    let started = Cell::new(false);
+    let ended = run_with(config.clone(), overrides, &log, &started);
     // Standard error is told by the caller; but who looks for the reason looks into the log.
     if let (Err(why), true) = (&ended, has_file) {
         log::error!("{why}");
     }
+    // If there is none that runs already.
+    if let (Err(why), false) = (&ended, started.get())
+        && let Ok(_lock) = identity::lock_state(&config.state_dir)
+    {
+        alarm::not_started(&config, &why.to_string());
+    }
     ended
 }
 
-fn run_with(config: Config, overrides: Overrides, log: &LogHandle) -> Result<(), DaemonError> {
+fn run_with(
+    config: Config,
+    overrides: Overrides,
+    log: &LogHandle,
+    started: &Cell<bool>,
+) -> Result<(), DaemonError> {
     for warning in &config.warnings {
         log::warn!("{warning}");
     }
@@ -269,7 +282,9 @@ fn run_with(config: Config, overrides: Overrides, log: &LogHandle) -> Result<(),
         events,
         scan: progress,
     });
-    let served = serve(&shared, &mounted, &run_dir, &inbox, log, &overrides);
+    let served = serve(
+        &shared, &mounted, &run_dir, &inbox, log, &overrides, started,
+    );
     let ended = take_down(&shared, mounted, keeper);
     served.and(ended)
 }
@@ -282,6 +297,7 @@ fn serve(
     inbox: &Receiver<Event>,
     log: &LogHandle,
     overrides: &Overrides,
+    started: &Cell<bool>,
 ) -> Result<(), DaemonError> {
     let watched = Arc::clone(shared);
     let look = Box::new(move |told: &_| watch::sight(&watched, told));
@@ -291,6 +307,7 @@ fn serve(
     let handler = Arc::clone(shared) as Arc<dyn Handler>;
     let control = ControlServer::start(&socket_path(run_dir), handler).map_err(failed)?;
     let pid = PidFile::write(run_dir)?;
+    started.set(true);
     {
         let config = shared.config();
         let mirrors = config.mirrors.len();
@@ -570,7 +587,7 @@ pub fn status_from_journal(config: &Config) -> Result<crate::status::Status, Dae
 /// # Errors
 /// What the mail server said, or what else went wrong.
 pub fn test_mail(config: &Config) -> Result<String, DaemonError> {
-    crate::alarm::send_test(config, &Report::default(), &[]).map_err(failed)
+    alarm::send_test(config, &Report::default(), &[]).map_err(failed)
 }
 
 /// What `tasks` tells when no daemon answers; and how many more there are.

@@ -433,6 +433,39 @@ fn a_hook_is_told_what_happens_and_one_that_fails_is_told_of() {
     daemon.stop();
 }
 
+#[test]
+fn a_daemon_that_does_not_start_says_so_once_and_that_it_has_started() {
+    let smtpd = Smtpd::start(Wants::Nothing);
+    let mut daemon = Daemon::new();
+    mail(&mut daemon, &smtpd, "");
+    daemon.start();
+    daemon.stop();
+    // As where its disk is not mounted.
+    let (id, away) = (daemon.source().join(".proxyfs"), daemon.file("away"));
+    fs::rename(&id, &away).unwrap();
+    for _ in 0..3 {
+        let output = daemon.run(&["run"]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+    }
+    let (subject, body) = smtpd.wait_for(1);
+    assert!(subject.ends_with("the daemon does not start"), "{subject}");
+    holds(
+        &body,
+        &[
+            "is its disk not mounted? Mount it and start again",
+            "to do: ",
+        ],
+    );
+    fs::rename(&away, &id).unwrap();
+    daemon.start();
+    let (subject, _) = smtpd.wait_for(2);
+    assert!(subject.ends_with("the daemon has started"), "{subject}");
+    daemon.stop();
+    daemon.start();
+    daemon.stop();
+    assert_eq!(smtpd.mails().len(), 2);
+}
+
 /// A file system of its own, gone when dropped.
 struct Small(std::path::PathBuf);
 

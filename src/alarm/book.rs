@@ -59,6 +59,8 @@ kinds! {
     ReadOnly = "read-only",
     /// The journal cannot be tidied up.
     Journal = "journal",
+    /// The daemon does not start.
+    NotStarted = "not-started",
     /// The mount was taken away under the running daemon.
     Unmounted = "unmounted",
     /// A mirror waits for a person.
@@ -288,14 +290,17 @@ impl Book {
         };
         self.changed = true;
         if trouble.told {
-            let (since, reason, count) = (trouble.since, trouble.reason, trouble.told_count);
-            let news = News {
-                since,
-                count,
-                ..self.blank(topic, What::Recovered, reason, now, rules)
-            };
-            self.tell(news);
+            self.is_over(topic, trouble.since, trouble.reason, now, rules);
         }
+    }
+
+    /// Tells that something is over that was told.
+    pub fn is_over(&mut self, topic: Topic, since: i64, reason: String, now: i64, rules: &Rules) {
+        let news = News {
+            since,
+            ..self.blank(topic, What::Recovered, reason, now, rules)
+        };
+        self.tell(news);
     }
 
     fn stands(
@@ -634,6 +639,6 @@ fn news_of(value: &Value) -> Option<News> {
 }
 
 /// A reason in which only numbers differ is no other reason.
-fn without_digits(text: &str) -> String {
+pub fn without_digits(text: &str) -> String {
     text.chars().filter(|c| !c.is_ascii_digit()).collect()
 }

@@ -77,11 +77,13 @@ pub fn test(
     if !troubles.is_empty() {
         body += "What is wrong at the moment:\n\n";
         for (kind, mirror, since, reason) in troubles {
-            let line = format!("{} (since {})", trouble(*kind, mirror, 0), utc(*since));
-            row(&mut body, "  *", &line);
-            row(&mut body, "   ", &visible(reason));
+            let mut title = trouble(*kind, mirror, 0);
+            title[..1].make_ascii_uppercase();
+            let _ = writeln!(body, "{title}");
+            row(&mut body, "since:", &utc(*since));
+            row(&mut body, "reason:", &visible(reason));
+            body.push('\n');
         }
-        body.push('\n');
     }
     foot(&mut body, mirrors, from, now);
     Letter {
@@ -197,6 +199,7 @@ pub fn title(news: &News) -> String {
     match (news.what, news.kind) {
         (What::Recovered, Kind::ReadOnly) => "the mount is writable again".to_string(),
         (What::Recovered, Kind::Journal) => "the journal is fine again".to_string(),
+        (What::Recovered, Kind::NotStarted) => "the daemon has started".to_string(),
         (What::Recovered, Kind::Unmounted) => "the mount is there again".to_string(),
         (What::Recovered, Kind::Stopped | Kind::Unreachable) => of("is up again"),
         (What::Recovered, Kind::NeedsSync) => of("needs no sync any more"),
@@ -216,6 +219,7 @@ fn trouble(kind: Kind, mirror: &str, count: u64) -> String {
     match kind {
         Kind::ReadOnly => "the mount is read-only".to_string(),
         Kind::Journal => "the journal has a problem".to_string(),
+        Kind::NotStarted => "the daemon does not start".to_string(),
         Kind::Unmounted => "the mount was taken away, and the daemon has ended".to_string(),
         Kind::Stopped => format!("mirror {mirror} is stopped"),
         Kind::NeedsSync => format!("mirror {mirror} needs a sync"),
@@ -237,6 +241,9 @@ pub fn advice(news: &News) -> String {
              applications get EROFS (read-only file system) until then. Nothing is lost, and it goes on by itself"
             .to_string(),
         Kind::Journal => "see that the disk of state_dir is neither full nor failing: the log grows until then"
+            .to_string(),
+        Kind::NotStarted => "put right what the reason says, and start it. Until then nothing is mounted, and nothing \
+             is sent to the mirrors; what they lack is kept"
             .to_string(),
         Kind::Unmounted => "find out who unmounted it, and start the daemon again: what is changed in the \
              source meanwhile is not live on the mirrors"
