@@ -23,6 +23,7 @@ mod mirror_errors;
 mod monitoring;
 mod mount;
 mod order;
+mod package;
 mod pages;
 mod parked;
 mod parts;
