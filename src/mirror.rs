@@ -34,7 +34,7 @@ mod wide;
 
 use crate::change::{Scope, Seq};
 use crate::config::bandwidth::Bandwidth;
-use crate::config::{FirstSync, Login, MirrorConfig};
+use crate::config::{FirstSync, Login, MirrorConfig, Order};
 use crate::journal::{Journal, JournalError, SOURCE_ID};
 use crate::sftp::session::{self, Abort, Rate, Secret, Start, Target};
 use crate::status::MirrorState;
@@ -390,6 +390,7 @@ impl Life {
         };
         let wanted = plan::Rules {
             owner: self.config.preserve_owner,
+            relaxed: self.config.order == Some(Order::Relaxed),
             ..plan::Rules::default()
         };
         let prepare::Prepared { rules, kept, fresh } =
@@ -539,7 +540,7 @@ pub fn target(config: &MirrorConfig) -> Result<Target, MirrorError> {
         user: config.user.clone(),
         login,
         known_hosts: config.known_hosts.clone(),
-        compression: false,
+        compression: config.compression,
         connect_timeout: config.connect_timeout,
         io_timeout: config.io_timeout,
     })
@@ -574,7 +575,9 @@ mod tests {
             passphrase_file: None,
             known_hosts: Vec::new(),
             first_sync: crate::config::FirstSync::default(),
+            order: None,
             preserve_owner: false,
+            compression: false,
             bandwidth_limit: Bandwidth::default(),
             connect_timeout: Duration::from_secs(15),
             io_timeout: Duration::from_secs(30),

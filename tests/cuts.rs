@@ -47,7 +47,7 @@ const KEPT: [u64; 3] = [169, 207, 838];
 const KEPT_REFUSED: [u64; 0] = [];
 
 /// So small that files of this test that were cut go on where they were.
-fn rules() -> Rules {
+fn rules(relaxed: bool) -> Rules {
     let bytes = 2 * 32_768;
     Rules {
         span: Span {
@@ -55,6 +55,7 @@ fn rules() -> Rules {
             narrow: bytes,
             wide: bytes,
         },
+        relaxed,
         ..Rules::default()
     }
 }
@@ -442,6 +443,8 @@ struct Trouble {
     narrow: bool,
     /// Whether it has no extension but what tells links' times.
     plain: bool,
+    /// Whether the mirror's order is relaxed.
+    relaxed: bool,
 }
 
 impl Trouble {
@@ -553,10 +556,11 @@ fn session(
         marker: journal.marker("m").unwrap(),
         asked: false,
     };
-    let Prepared { rules, kept, .. } = match prepare(&mut server, &place, &known, rules()) {
-        Ok(prepared) => prepared,
-        Err(why) => return (Some(why), std::mem::take(&mut server.trace)),
-    };
+    let Prepared { rules, kept, .. } =
+        match prepare(&mut server, &place, &known, rules(trouble.relaxed)) {
+            Ok(prepared) => prepared,
+            Err(why) => return (Some(why), std::mem::take(&mut server.trace)),
+        };
     let setup = Setup {
         name: "m",
         place,
@@ -696,6 +700,8 @@ struct Play {
     plain: bool,
     /// Something happens that the log does not see.
     unseen: bool,
+    /// Changes may pass files that are being sent.
+    relaxed: bool,
 }
 
 /// A source with no history yet, and an empty mirror.
@@ -763,6 +769,7 @@ fn play_on(seed: u64, play: Play) {
         stranger,
         plain,
         unseen,
+        relaxed,
     } = play;
     let scene = Scene::new(seed);
     let Scene {
@@ -806,6 +813,7 @@ fn play_on(seed: u64, play: Play) {
         trouble.seed = seed ^ traces.len() as u64;
         trouble.narrow = seed.is_multiple_of(3);
         trouble.plain = plain;
+        trouble.relaxed = relaxed;
         let (error, trace) = session(&scene, Some(cut), batch, true, &trouble, &memory);
         traces.push(trace.join("\n"));
         if seed.is_multiple_of(2) {
@@ -824,6 +832,7 @@ fn play_on(seed: u64, play: Play) {
         lanes: 2,
         seed,
         plain,
+        relaxed,
         ..Trouble::default()
     };
     let (error, trace) = session(&scene, None, 7, false, &none, &memory);
@@ -948,6 +957,18 @@ fn on_a_server_without_posix_rename_and_hardlink_a_cut_anywhere_does_no_harm_eit
     for seed in seeds(120, &[]) {
         let play = Play {
             plain: true,
+            ..Play::default()
+        };
+        play_on(seed, play);
+    }
+}
+
+#[test]
+fn where_the_order_is_relaxed_a_cut_anywhere_does_no_harm_either() {
+    for seed in seeds(160, &[]) {
+        let play = Play {
+            relaxed: true,
+            refusals: seed.is_multiple_of(4),
             ..Play::default()
         };
         play_on(seed, play);

@@ -29,6 +29,7 @@ mod parked;
 mod parts;
 mod random_user;
 mod readme;
+mod relaxed;
 mod repairs;
 mod replay;
 mod resume;

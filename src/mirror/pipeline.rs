@@ -60,6 +60,7 @@ mod job;
 mod lacking;
 mod loading;
 mod mending;
+mod passing;
 mod progress;
 mod publishing;
 mod staging;
@@ -184,6 +185,8 @@ pub struct Pipeline<'a, R: Remote> {
     arrivals: HashMap<RelPath, u32>,
     /// A row waits for others to be noted as done.
     barrier: bool,
+    /// Something has come since it was looked what may pass a file that is being sent.
+    may_pass: bool,
     /// The first row that is to be dealt with alone.
     trouble: Option<Seq>,
     settle: Settle,
@@ -264,6 +267,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             pivots: PathIndex::default(),
             arrivals: HashMap::new(),
             barrier: false,
+            may_pass: true,
             trouble: None,
             settle: Settle::new(touched, now),
             shut_out: Vec::new(),
@@ -354,6 +358,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             self.show();
             self.pump()?;
             while let Some((ticket, reply)) = self.remote.reply() {
+                self.may_pass = true;
                 self.take(ticket, reply)?;
             }
         }

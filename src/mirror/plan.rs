@@ -114,6 +114,8 @@ pub struct Rules {
     pub posix_rename: bool,
     /// Whether a file can have several names.
     pub hardlink: bool,
+    /// Whether changes may pass a file that is being sent and has nothing to do with them.
+    pub relaxed: bool,
     /// Whether attributes can be set by path, and so those of directories.
     pub setstat: bool,
     /// Whether they can be set by handle.
@@ -129,6 +131,7 @@ impl Default for Rules {
             span: Span::default(),
             posix_rename: true,
             hardlink: true,
+            relaxed: false,
             setstat: true,
             fsetstat: true,
         }

@@ -78,7 +78,7 @@ impl<R: Remote> Pipeline<'_, R> {
             self.scars.add(mend, seq);
         }
         self.leave_to_repair(index)?;
-        let sent = self.first_from(self.publish_next);
+        let sent = self.behind_what_was_sent();
         for later in index + 1..sent {
             let job = &self.window[later];
             let aside = matches!(job.step, Step::Held(_));
@@ -86,7 +86,6 @@ impl<R: Remote> Pipeline<'_, R> {
                 self.leave_to_repair(later)?;
             }
         }
-        self.publish_next = self.publish_next.max(seq + 1);
         if let Some(first) = self.staging_refused.take() {
             self.stage_next = self.stage_next.min(first);
         }

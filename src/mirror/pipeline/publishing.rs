@@ -15,7 +15,8 @@ impl<R: Remote> Pipeline<'_, R> {
                 break;
             };
             let seq = job.row.seq;
-            if matches!(job.step, Step::Held(_)) {
+            // Set aside, or published ahead of its turn.
+            if matches!(job.step, Step::Held(_) | Step::Sent(..) | Step::Done) {
                 self.publish_next = seq + 1;
                 continue;
             }
@@ -50,7 +51,10 @@ impl<R: Remote> Pipeline<'_, R> {
                     self.publish_next = seq + 1;
                     continue;
                 }
-                Stage::Waiting | Stage::Uploading(_) | Stage::Symlink(..) => break,
+                Stage::Waiting | Stage::Uploading(_) | Stage::Symlink(..) => {
+                    self.pass(index)?;
+                    break;
+                }
             }
             if job.lost
                 && job.fate == Fate::Lives
