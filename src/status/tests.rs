@@ -1,3 +1,5 @@
+//! What `status` shows, and what its JSON holds.
+
 use super::*;
 
 fn full() -> Status {
