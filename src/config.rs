@@ -154,6 +154,8 @@ pub struct MirrorConfig {
     pub order: Option<Order>,
     /// Whether numeric owner and group are carried over.
     pub preserve_owner: bool,
+    /// Whether files are on the disk there before they are seen.
+    pub fsync: bool,
     /// Whether what is sent is compressed.
     pub compression: bool,
     /// How fast it may be sent to.
@@ -299,6 +301,7 @@ impl MirrorConfig {
             first_sync: FirstSync::default(),
             order: None,
             preserve_owner: false,
+            fsync: false,
             compression: false,
             bandwidth_limit: Bandwidth::default(),
             connect_timeout: Duration::ZERO,

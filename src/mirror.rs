@@ -391,6 +391,7 @@ impl Life {
         let wanted = plan::Rules {
             owner: self.config.preserve_owner,
             relaxed: self.config.order == Some(Order::Relaxed),
+            fsync: plan::Wish::of(self.config.fsync),
             ..plan::Rules::default()
         };
         let prepare::Prepared { rules, kept, fresh } =
@@ -578,6 +579,7 @@ mod tests {
             order: None,
             preserve_owner: false,
             compression: false,
+            fsync: false,
             bandwidth_limit: Bandwidth::default(),
             connect_timeout: Duration::from_secs(15),
             io_timeout: Duration::from_secs(30),

@@ -19,7 +19,7 @@ use proxyfs::mirror::errors::MirrorError;
 use proxyfs::mirror::inbox::{Notice, inbox};
 use proxyfs::mirror::live::Live;
 use proxyfs::mirror::pipeline::{Pipeline, Setup};
-use proxyfs::mirror::plan::{Place, Rules};
+use proxyfs::mirror::plan::{Place, Rules, Wish};
 use proxyfs::mirror::prepare::{Known, Prepared, prepare};
 use proxyfs::mirror::resume::{Memory, Span, Staged};
 use proxyfs::mirror::source::Source;
@@ -47,7 +47,7 @@ const KEPT: [u64; 3] = [169, 207, 838];
 const KEPT_REFUSED: [u64; 0] = [];
 
 /// So small that files of this test that were cut go on where they were.
-fn rules(relaxed: bool) -> Rules {
+fn rules(trouble: &Trouble) -> Rules {
     let bytes = 2 * 32_768;
     Rules {
         span: Span {
@@ -55,7 +55,8 @@ fn rules(relaxed: bool) -> Rules {
             narrow: bytes,
             wide: bytes,
         },
-        relaxed,
+        relaxed: trouble.relaxed,
+        fsync: Wish::of(trouble.fsync),
         ..Rules::default()
     }
 }
@@ -445,6 +446,8 @@ struct Trouble {
     plain: bool,
     /// Whether the mirror's order is relaxed.
     relaxed: bool,
+    /// Whether files are to be on its disk.
+    fsync: bool,
 }
 
 impl Trouble {
@@ -556,11 +559,10 @@ fn session(
         marker: journal.marker("m").unwrap(),
         asked: false,
     };
-    let Prepared { rules, kept, .. } =
-        match prepare(&mut server, &place, &known, rules(trouble.relaxed)) {
-            Ok(prepared) => prepared,
-            Err(why) => return (Some(why), std::mem::take(&mut server.trace)),
-        };
+    let Prepared { rules, kept, .. } = match prepare(&mut server, &place, &known, rules(trouble)) {
+        Ok(prepared) => prepared,
+        Err(why) => return (Some(why), std::mem::take(&mut server.trace)),
+    };
     let setup = Setup {
         name: "m",
         place,
@@ -972,5 +974,43 @@ fn where_the_order_is_relaxed_a_cut_anywhere_does_no_harm_either() {
             ..Play::default()
         };
         play_on(seed, play);
+    }
+}
+
+#[test]
+fn where_it_is_asked_for_a_file_is_on_the_disk_before_it_is_seen_and_none_goes_on_half() {
+    for cut in [None, Some(16), Some(20)] {
+        let scene = Scene::new(1);
+        fs::write(scene.root.join("film"), vec![7; 140_000]).unwrap();
+        scene
+            .history
+            .borrow_mut()
+            .content(RelPath::new(b"film").unwrap());
+        let trouble = Trouble {
+            lanes: 2,
+            fsync: true,
+            ..Trouble::default()
+        };
+        let memory = Memory::default();
+        if let Some(after) = cut {
+            let effect = true;
+            session(
+                &scene,
+                Some(Cut { after, effect }),
+                1,
+                false,
+                &trouble,
+                &memory,
+            );
+            assert!(!scene.base.join("film").exists(), "it was to be cut before");
+        }
+        let (error, trace) = session(&scene, None, 1, false, &trouble, &memory);
+        assert!(error.is_none());
+        let at = |what: &str| trace.iter().position(|line| line.starts_with(what));
+        let (synced, seen) = (at("Fsync").unwrap(), at("rename ").unwrap());
+        let written = trace.iter().rposition(|line| line.starts_with("write "));
+        assert!(written.unwrap() < synced && synced < seen, "{trace:#?}");
+        assert_eq!(writes(&trace).first(), Some(&0), "{trace:#?}");
+        assert_eq!(fs::read(scene.base.join("film")).unwrap(), vec![7; 140_000]);
     }
 }

@@ -315,6 +315,14 @@ pub const SETTINGS: &[Setting] = &[
         apply: Apply::Mirror(|m, v| set(&mut m.preserve_owner, values::yes_or_no(v))),
     },
     Setting {
+        name: "fsync",
+        absent: Absent::Default("no"),
+        help: "Whether each file is on the mirror's disk before it is seen there, yes or no, so that \
+               a power failure there leaves none half written. It takes time, and uploads that were \
+               cut start again.",
+        apply: Apply::Mirror(|m, v| set(&mut m.fsync, values::yes_or_no(v))),
+    },
+    Setting {
         name: "compression",
         absent: Absent::Default("no"),
         help: "Whether what is sent is compressed, yes or no. Worth it for text on a slow line; \

@@ -8,7 +8,7 @@
 use super::errors::{BaseTrouble, MirrorError};
 use super::marker;
 use super::pipeline::MARKS;
-use super::plan::{PRIVATE_DIR, Place, Rules, is_dir};
+use super::plan::{PRIVATE_DIR, Place, Rules, Wish, is_dir};
 use super::resume::{Kept, Staged};
 use crate::change::Seq;
 use crate::journal::Position;
@@ -106,6 +106,7 @@ pub(super) fn prepare_asked<R: Remote>(
         lsetstat: wanted.lsetstat && features.lsetstat,
         posix_rename: wanted.posix_rename && features.posix_rename,
         hardlink: wanted.hardlink && features.hardlink,
+        fsync: wanted.fsync.on(features.fsync),
         ..wanted
     };
     let path = String::from_utf8_lossy(&place.base()).into_owned();
@@ -207,6 +208,10 @@ pub(super) fn unsupported(rules: &Rules) -> Vec<String> {
              by that name",
         ),
         (
+            rules.fsync != Wish::InVain,
+            "fsync (the server lacks fsync@openssh.com): files are seen before they are surely on the disk",
+        ),
+        (
             rules.setstat || rules.fsetstat,
             "modes and times (the server denies setstat and fsetstat): files get their mode when they are sent",
         ),
@@ -237,7 +242,9 @@ fn clear_stage<R: Remote>(
         let Some(staged) = Staged::parse(&name.name) else {
             continue;
         };
-        let is_big = name.attrs.size.is_none_or(|size| size >= rules.span.from);
+        // Those that are to be on the disk are sent again: see `resume.rs`.
+        let is_big =
+            rules.fsync == Wish::No && name.attrs.size.is_none_or(|size| size >= rules.span.from);
         match staged.version {
             Some(version) if staged.seq > position.cursor && is_big => {
                 kept.add(staged.seq, version);

@@ -164,6 +164,7 @@ impl<'a> FakeServer<'a> {
                 offset,
                 data,
             } => self.file(lane, &handle)?.write_all_at(&data, offset)?,
+            Request::Fsync { handle } => self.file(lane, &handle)?.sync_all()?,
             Request::Fsetstat { handle, attrs } => {
                 let path = PathBuf::from(format!(
                     "/proc/self/fd/{}",
