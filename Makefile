@@ -4,7 +4,10 @@
 # make bench    ProxyFS beside rsync and scp, in minutes; BENCH="--help" tells how to run less of it;
 #               BENCH=mount: the mount beside a directory, bindfs and mergerfs (BENCH="mount --help")
 # make demo     see it work: two mirrors on this machine, one of them goes away and comes back
-# make install  DESTDIR= PREFIX=/usr/local SYSCONFDIR=/etc (with another PREFIX: PREFIX/etc)
+# make install  DESTDIR= PREFIX=/usr/local SYSCONFDIR=/etc (with another PREFIX: PREFIX/etc); make uninstall
+#               takes all of it away again but the configuration and the log
+# make deb      a Debian source and binary package, in target/deb
+# make test-package   installs, upgrades, removes and purges that package on an overlay of this machine
 
 PREFIX = /usr/local
 SYSCONFDIR = $(if $(filter /usr /usr/local,$(PREFIX)),/etc,$(PREFIX)/etc)
@@ -12,7 +15,7 @@ DESTDIR =
 CARGO = cargo
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: all build test lint check soak bench demo example install deps clean
+.PHONY: all build test lint check soak bench demo example install install-files uninstall deb test-package deps clean
 
 all: build
 
@@ -53,10 +56,54 @@ demo:
 example:
 	$(CARGO) test --locked --test suite config::write_the_example_file -- --exact --ignored
 
-install: build
-	install -D -m 755 $(TARGET)/release/proxyfs $(DESTDIR)$(PREFIX)/bin/proxyfs
-	install -D -m 644 proxyfs.ini.example $(DESTDIR)$(SYSCONFDIR)/proxyfs/proxyfs.ini.example
+# Where mount(8) looks for its helpers, and zsh for completion.
+HELPERS = $(if $(filter /usr/local,$(PREFIX)),/sbin,$(PREFIX)/sbin)
+ZSH = $(PREFIX)/share/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,site-functions)
+# The program that is installed, and how: stripped.
+PROXYFS ?= $(TARGET)/release/proxyfs
+STRIP = -s
+# What starts the program; debhelper does this part itself.
+SERVICES = yes
+SERVICE_FILES = $(PREFIX)/lib/systemd/system/proxyfs.service $(PREFIX)/lib/systemd/system/proxyfs@.service \
+	$(SYSCONFDIR)/init.d/proxyfs $(SYSCONFDIR)/logrotate.d/proxyfs
+FILES = $(PREFIX)/bin/proxyfs $(HELPERS)/mount.proxyfs $(PREFIX)/share/man/man8/proxyfs.8 \
+	$(PREFIX)/share/man/man8/mount.proxyfs.8 $(PREFIX)/share/man/man5/proxyfs.ini.5 \
+	$(PREFIX)/share/bash-completion/completions/proxyfs $(PREFIX)/share/fish/vendor_completions.d/proxyfs.fish \
+	$(ZSH)/_proxyfs $(SYSCONFDIR)/proxyfs/proxyfs.ini.example $(SERVICE_FILES)
+
+install: build install-files
+
+# All but the build: with PROXYFS=FILE, of that program.
+install-files:
+	$(PROXYFS) pages $(TARGET)/pages
+	install -D -m 755 $(STRIP) $(PROXYFS) $(DESTDIR)$(PREFIX)/bin/proxyfs
+	install -D -m 755 packaging/mount.proxyfs $(DESTDIR)$(HELPERS)/mount.proxyfs
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man8 $(TARGET)/pages/proxyfs.8 packaging/mount.proxyfs.8
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man5 $(TARGET)/pages/proxyfs.ini.5
+	install -D -m 644 $(TARGET)/pages/proxyfs.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/proxyfs
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d $(TARGET)/pages/proxyfs.fish
+	install -D -m 644 -t $(DESTDIR)$(ZSH) $(TARGET)/pages/_proxyfs
+ifeq ($(SERVICES),yes)
 	install -d -m 755 $(DESTDIR)$(SYSCONFDIR)/proxyfs/mirrors.d
+	install -m 644 -t $(DESTDIR)$(SYSCONFDIR)/proxyfs proxyfs.ini.example
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system packaging/systemd/*.service
+	install -D -m 755 packaging/proxyfs.init $(DESTDIR)$(SYSCONFDIR)/init.d/proxyfs
+	install -D -m 644 packaging/proxyfs.logrotate $(DESTDIR)$(SYSCONFDIR)/logrotate.d/proxyfs
+	sed -i 's,/usr/bin/proxyfs,$(PREFIX)/bin/proxyfs,; s,/etc/proxyfs/,$(SYSCONFDIR)/proxyfs/,' \
+		$(DESTDIR)$(PREFIX)/lib/systemd/system/proxyfs.service $(DESTDIR)$(PREFIX)/lib/systemd/system/proxyfs@.service \
+		$(DESTDIR)$(SYSCONFDIR)/init.d/proxyfs
+endif
+
+# The configuration and the log stay, and a daemon that runs goes on: stop it first.
+uninstall:
+	rm -f $(addprefix $(DESTDIR),$(FILES))
+	-rmdir --ignore-fail-on-non-empty $(DESTDIR)$(SYSCONFDIR)/proxyfs/mirrors.d $(DESTDIR)$(SYSCONFDIR)/proxyfs
+
+deb:
+	packaging/build-deb
+
+test-package:
+	packaging/test-package
 
 # The Debian packages for building and for the demo, where they are missing.
 deps:

@@ -410,7 +410,7 @@ pub enum Change {
 }
 
 /// How far below its path a repair goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Depth {
     /// The entry alone. (A directory that the mirror has not at all comes with all that is in it.)
     Entry,

@@ -111,6 +111,45 @@ pub enum Command {
         name: String,
     },
 
+    /// Make all of a mirror like the source, and show how far it is
+    ///
+    /// Every entry is compared, by type, size, time and mode; what differs is sent. The log goes on meanwhile. Files
+    /// that only the mirror has are kept and counted. Ends with the sync; if it is interrupted, the daemon goes
+    /// on with it, also after a restart.
+    #[command(
+        after_help = "Example: proxyfs sync web2\n         proxyfs sync web2 --delete\n\
+                      Exit codes: 0 it is like the source, 1 something was refused, or the mirror cannot be reached."
+    )]
+    Sync {
+        /// The mirror
+        name: String,
+        /// Remove what only the mirror has
+        #[arg(long)]
+        delete: bool,
+        /// Take no file for the same because its size and time are: send it again
+        #[arg(long)]
+        checksum: bool,
+    },
+
+    /// Compare a mirror with the source, and list in what they differ
+    ///
+    /// Nothing is changed. What is just being sent is looked at again when it is there. `proxyfs sync` puts
+    /// right what differs. If it is interrupted, it ends.
+    #[command(
+        after_help = "Example: proxyfs verify web2\n         proxyfs verify web2 --checksum --json | jq '.differences[].path'\n\
+                      Exit codes: 0 they are the same, 1 they differ, or could not be compared."
+    )]
+    Verify {
+        /// The mirror
+        name: String,
+        /// Read the files back and compare every byte, not only type, size, time, mode and owner
+        #[arg(long)]
+        checksum: bool,
+        /// As JSON, for scripts
+        #[arg(long)]
+        json: bool,
+    },
+
     /// Try again at once what failed: parked changes, and mirrors that wait for their next try
     ///
     /// Without a name, on all mirrors. What is paused stays paused.
@@ -337,6 +376,19 @@ mod tests {
             command("proxyfs pause web2"),
             Command::Pause { name: name.clone() }
         );
+        let (delete, checksum) = (true, false);
+        let sync = Command::Sync {
+            name: name.clone(),
+            delete,
+            checksum,
+        };
+        assert_eq!(command("proxyfs sync web2 --delete"), sync);
+        let verify = Command::Verify {
+            name: name.clone(),
+            checksum: true,
+            json: false,
+        };
+        assert_eq!(command("proxyfs verify web2 --checksum"), verify);
         assert_eq!(command("proxyfs resume web2"), Command::Resume { name });
         let all = Command::TryAgain { name: None };
         assert_eq!(command("proxyfs try-again"), all);

@@ -60,6 +60,10 @@ pub struct Config {
     pub on_event: Option<PathBuf>,
     /// Who is told, and how.
     pub mail: MailConfig,
+    /// Whether the source is scanned at the start for what the log does not know.
+    pub scan_on_start: bool,
+    /// In which order changes become visible on mirrors that say nothing else.
+    pub order: Order,
     /// The mirrors, those of the main file first, then those of `mirrors.d` by name.
     pub mirrors: Vec<MirrorConfig>,
     /// What is allowed but probably not meant, a line each.
@@ -146,8 +150,14 @@ pub struct MirrorConfig {
     pub known_hosts: Vec<PathBuf>,
     /// How it is made like the source when the journal does not know it yet.
     pub first_sync: FirstSync,
+    /// In which order changes become visible; none, as for all, is filled in when all is read.
+    pub order: Option<Order>,
     /// Whether numeric owner and group are carried over.
     pub preserve_owner: bool,
+    /// Whether files are on the disk there before they are seen.
+    pub fsync: bool,
+    /// Whether what is sent is compressed.
+    pub compression: bool,
     /// How fast it may be sent to.
     pub bandwidth_limit: Bandwidth,
     /// Limit for connecting and logging in, at least 1 s.
@@ -169,6 +179,16 @@ pub enum Login {
     UsualKeys(Vec<PathBuf>),
     /// With the keys of ssh-agent.
     Agent,
+}
+
+/// In which order changes become visible on a mirror.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Order {
+    /// As they happened.
+    #[default]
+    Strict,
+    /// As they happened where they are related; others pass a file that is being sent.
+    Relaxed,
 }
 
 /// What is done first with a mirror that is new.
@@ -232,8 +252,10 @@ impl Config {
             flush_max: Duration::ZERO,
             exclude: Exclude::default(),
             max_delete: MaxDelete::Off,
+            order: Order::Strict,
             on_event: None,
             mail: MailConfig::default(),
+            scan_on_start: true,
             mirrors: Vec::new(),
             warnings: Vec::new(),
         }
@@ -277,7 +299,10 @@ impl MirrorConfig {
             passphrase_file: None,
             known_hosts: Vec::new(),
             first_sync: FirstSync::default(),
+            order: None,
             preserve_owner: false,
+            fsync: false,
+            compression: false,
             bandwidth_limit: Bandwidth::default(),
             connect_timeout: Duration::ZERO,
             io_timeout: Duration::ZERO,

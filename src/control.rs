@@ -71,6 +71,23 @@ pub enum ControlRequest {
         /// On this mirror only.
         mirror: Option<String>,
     },
+    /// All of the mirror is made like the source. Answered at once: `sync` in the status tells how far it is.
+    Sync {
+        /// Which.
+        mirror: String,
+        /// What only the mirror has is removed.
+        delete: bool,
+        /// Every file is sent or compared byte by byte.
+        checksum: bool,
+    },
+    /// A mirror is compared with the source. Answered when that is done: `compared` entries, `bytes` that were read
+    /// back, `differences` with `path` and `what`, and how many `further` ones there are.
+    Verify {
+        /// Which.
+        mirror: String,
+        /// Byte by byte.
+        checksum: bool,
+    },
     /// A test mail is sent; the answer says how that went.
     TestMail,
     /// The daemon ends gracefully.
@@ -95,6 +112,16 @@ impl ControlRequest {
             ControlRequest::Resume { mirror } => json!({"command": "resume", "mirror": mirror}),
             ControlRequest::TryAgain { mirror } => {
                 json!({"command": "try-again", "mirror": mirror})
+            }
+            ControlRequest::Sync {
+                mirror,
+                delete,
+                checksum,
+            } => {
+                json!({"command": "sync", "mirror": mirror, "delete": delete, "checksum": checksum})
+            }
+            ControlRequest::Verify { mirror, checksum } => {
+                json!({"command": "verify", "mirror": mirror, "checksum": checksum})
             }
             ControlRequest::TestMail => json!({"command": "test-mail"}),
             ControlRequest::Stop => json!({"command": "stop"}),
@@ -130,12 +157,21 @@ impl ControlRequest {
             "pause" => ControlRequest::Pause { mirror: named()? },
             "resume" => ControlRequest::Resume { mirror: named()? },
             "try-again" => ControlRequest::TryAgain { mirror },
+            "sync" => ControlRequest::Sync {
+                mirror: named()?,
+                delete: optional(value, "delete", Value::as_bool)?.unwrap_or(false),
+                checksum: optional(value, "checksum", Value::as_bool)?.unwrap_or(false),
+            },
+            "verify" => ControlRequest::Verify {
+                mirror: named()?,
+                checksum: optional(value, "checksum", Value::as_bool)?.unwrap_or(false),
+            },
             "test-mail" => ControlRequest::TestMail,
             "stop" => ControlRequest::Stop,
             "reload" => ControlRequest::Reload,
             _ => {
                 return Err(
-                    "unknown command: known are status, tasks, wait, pause, resume, try-again, stop, \
+                    "unknown command: known are status, tasks, wait, pause, resume, try-again, sync, verify, stop, \
                      reload"
                         .to_string(),
                 );

@@ -6,12 +6,15 @@
 //! * *Two daemons on one tree*: each would record only what goes through its own mount. Locks (flock) on
 //!   the state directory and on the source's id are held as long as the process lives.
 //! * *Started while the source's disk is not mounted* (P8): see [`identity`].
+//! * *Started with an empty source* (P8): not after it had something, since mirrors would be emptied.
+//! * *Something changed that the log does not know*: see [`scan`](crate::scan). What is suspect is known before
+//!   the mount is there, and looked for beside it.
 //! * *Order of the start*: a dead mount is cleared before the source is looked at (it may lie over it);
 //!   the source is opened before it is mounted over; workers start before the mount, so that nothing is
 //!   recorded that nobody listens for; the pid file comes last: who sees it can use the mount.
 //! * *Order of the end*: the mount goes first, so that nothing new comes in; then what is written and not
-//!   logged is logged; then the workers end. What they had not finished is in the log. All of it
-//!   within ten seconds: whatever hangs then is left, and the journal is right all the same.
+//!   logged is logged; then the workers end. What they had not finished is in the log. Last comes the checkpoint that says
+//!   so. All of it within ten seconds: whatever hangs then is left, and the journal is right all the same.
 
 mod identity;
 mod notify;
@@ -22,6 +25,7 @@ mod watch;
 mod workers;
 
 use crate::alarm::{self, Alarm, Kind, Report};
+use crate::change::{Depth, Scope};
 use crate::cli::CONFIG_VARIABLE;
 use crate::config::{Config, Overrides};
 use crate::control::{ControlRequest, ControlServer, Handler, socket_path};
@@ -30,6 +34,9 @@ use crate::local::{Local, LocalOptions};
 use crate::logging::{self, LogHandle};
 use crate::mirror::source::{Source, Writing};
 use crate::mount::{self, MountOptions, Mounted, Unmounted};
+use crate::scan::keeper::{self, Keeper};
+use crate::scan::marks::{self, FsClock, Plan, Run};
+use crate::scan::{Progress, Scan};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -81,6 +88,15 @@ fn failed(why: impl fmt::Display) -> DaemonError {
     DaemonError(why.to_string())
 }
 
+fn emptied(source: &Path) -> DaemonError {
+    DaemonError(format!(
+        "the source {} is empty, and was not when it was seen last: the mirrors would be emptied after it. If \
+         its files were lost, put them back; if it is meant to be empty, make any file in it (touch \
+         {0}/empty); then start again",
+        source.display()
+    ))
+}
+
 /// What the main thread is told.
 enum Event {
     Stop(&'static str),
@@ -100,6 +116,7 @@ struct Shared {
     /// Why the journal could not be tidied up last, if so.
     untidy: std::sync::Mutex<Option<String>>,
     events: Sender<Event>,
+    scan: Arc<Progress>,
 }
 
 impl Shared {
@@ -207,6 +224,15 @@ fn run_with(
     let local = Arc::new(Local::open(&config.source, options, recorder).map_err(failed)?);
     let _source_lock =
         identity::claim_source(local.root_fd(), &config.source, &journal).map_err(failed)?;
+    let clock = FsClock::new(local.root_fd());
+    let run = Run::now(local.root_fd(), &config.state_dir);
+    let mut plan = marks::plan(&journal, &run, clock.now()).map_err(failed)?;
+    if plan.had_content && keeper::is_empty(&local).map_err(failed)? {
+        return Err(emptied(&config.source));
+    }
+    if !config.scan_on_start {
+        plan = Plan::nothing();
+    }
     let root = local.root_fd().try_clone_to_owned().map_err(failed)?;
     let watched = Arc::clone(&local);
     let watch = move |inode| match watched.being_written(inode) {
@@ -225,6 +251,16 @@ fn run_with(
         unmount_timeout: SERVE_OPEN_FILES,
         ..MountOptions::default()
     };
+    let scan = Scan {
+        local: Arc::clone(&local),
+        journal: Arc::clone(&journal),
+        progress: Arc::default(),
+        survivors: Arc::default(),
+        stop: Arc::default(),
+    };
+    let progress = Arc::clone(&scan.progress);
+    marks::begin(&journal, &run).map_err(failed)?;
+    scan.prepare(&plan).map_err(failed)?;
     let mounted = match mount::mount(Arc::clone(&local), &config.mount_point, options) {
         Ok(mounted) => mounted,
         Err(why) => {
@@ -232,6 +268,7 @@ fn run_with(
             return Err(failed(why));
         }
     };
+    let keeper = Keeper::start(scan, plan, clock).map_err(failed)?;
     let run_dir = config.run_dir.clone();
     let tally = Tally::open(&journal).map_err(failed)?;
     let shared = Arc::new(Shared {
@@ -243,11 +280,12 @@ fn run_with(
         tally: tally.into(),
         untidy: std::sync::Mutex::new(None),
         events,
+        scan: progress,
     });
     let served = serve(
         &shared, &mounted, &run_dir, &inbox, log, &overrides, started,
     );
-    let ended = take_down(&shared, mounted);
+    let ended = take_down(&shared, mounted, keeper);
     served.and(ended)
 }
 
@@ -334,8 +372,9 @@ fn serve(
     Ok(())
 }
 
-fn take_down(shared: &Arc<Shared>, mounted: Mounted) -> Result<(), DaemonError> {
+fn take_down(shared: &Arc<Shared>, mounted: Mounted, keeper: Keeper) -> Result<(), DaemonError> {
     let deadline = Instant::now() + STOP_WITHIN;
+    keeper.halt();
     let unmounted = mounted.unmount();
     match &unmounted {
         Ok(Unmounted::Completely) => {}
@@ -355,6 +394,8 @@ fn take_down(shared: &Arc<Shared>, mounted: Mounted) -> Result<(), DaemonError> 
     shared.add_up();
     shared.workers.stop(deadline);
     shared.journal.sync().map_err(failed)?;
+    let clean = matches!(unmounted, Ok(Unmounted::Completely)) && flushed.is_ok();
+    keeper.end(clean, deadline);
     log::info!("stopped");
     unmounted.map_err(failed)?;
     flushed.map_err(failed)
@@ -432,6 +473,23 @@ impl Handler for Shared {
                 self.workers
                     .with(&mirror, |w| w.resume().map_err(|e| e.to_string()))??;
                 Ok(json!(null))
+            }
+            ControlRequest::Sync {
+                mirror,
+                delete,
+                checksum,
+            } => {
+                let scope = Scope {
+                    depth: Depth::Tree,
+                    delete,
+                    bytes: checksum,
+                };
+                self.workers
+                    .with(&mirror, |w| w.sync(scope).map_err(|e| e.to_string()))??;
+                Ok(json!(null))
+            }
+            ControlRequest::Verify { mirror, checksum } => {
+                report::verify(self, &mirror, checksum, cancelled)
             }
             ControlRequest::TryAgain { mirror } => {
                 self.workers.try_again(mirror.as_deref())?;

@@ -30,12 +30,14 @@ mod codec;
 mod error;
 mod holds;
 mod reader;
+mod syncs;
+mod upkeep;
 
-use crate::change::{Change, RelPath, Seq};
+use crate::change::{Change, Depth, RelPath, Seq};
 use crate::fault;
 pub use codec::DecodeError;
 pub use error::JournalError;
-pub use reader::{Backlog, Mend, Parked, Position, Reader, Row};
+pub use reader::{Backlog, Mend, Parked, Position, Reader, Row, Trust, Walked};
 use reader::{head_of, meta_of, position_of};
 use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 use std::collections::BTreeSet;
@@ -45,6 +47,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
+use syncs::put_mend;
 
 /// The schema this program writes. A journal with a higher number is refused.
 pub const SCHEMA_VERSION: i64 = 3;
@@ -55,9 +58,6 @@ pub const SOURCE_ID: &str = "source_id";
 /// Name of the database in `state_dir`.
 pub const FILE_NAME: &str = "journal.db";
 
-/// When more than this (bytes) is in the WAL only, [`Journal::maintain`] moves it into the database.
-const WAL_LIMIT: u64 = 4 << 20;
-
 /// Bytes of a page of a new journal. Each record writes one to the WAL: with SQLite's usual 4096 it takes twice
 /// the time, and four times the room.
 const PAGE_SIZE: i64 = 1024;
@@ -65,12 +65,6 @@ const PAGE_SIZE: i64 = 1024;
 /// SQLite's way to the file for the daemon: the locks are the process's own, and what connections tell one
 /// another is in its memory. Else each record would take six locks of the file, which is half its time.
 const OURS_ALONE: &str = "unix-excl";
-
-/// How many rows [`Journal::maintain`] removes while it holds the lock that appends need.
-const PRUNE_BATCH: i64 = 2000;
-
-/// How many batches [`Journal::maintain`] removes in one call.
-const PRUNE_BATCHES: u32 = 20;
 
 /// What the file system side needs of the log.
 pub trait Recorder: Send + Sync {
@@ -113,8 +107,8 @@ pub struct Progress {
     pub unparked: Vec<Seq>,
     /// Paths that have to be made like the source.
     pub mends: Vec<Mend>,
-    /// Paths that are like it again.
-    pub healed: Vec<RelPath>,
+    /// Those that are like it again.
+    pub healed: Vec<(RelPath, Depth)>,
 }
 
 /// Called after each append, on the thread that appended: must not block.
@@ -129,6 +123,8 @@ pub struct Journal {
     listeners: RwLock<Vec<(String, Listener)>>,
     /// Mirrors whose changes are kept: those that are configured.
     pins: Mutex<BTreeSet<String>>,
+    /// The last checkpoint covers the log up to here (J5).
+    covered: AtomicU64,
 }
 
 struct Writer {
@@ -181,6 +177,7 @@ impl Journal {
             wal,
             listeners: RwLock::new(Vec::new()),
             pins: Mutex::new(BTreeSet::new()),
+            covered: AtomicU64::new(0),
         })
     }
 
@@ -249,14 +246,25 @@ impl Journal {
     /// # Errors
     /// SQLite's or the disk's.
     pub fn set_meta(&self, key: &str, value: &str) -> Result<(), JournalError> {
-        self.writer()
-            .db
-            .execute(
-                "INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)",
-                [key, value],
-            )
-            .map_err(|why| self.sql(why))?;
+        self.note(&[(key, value)])?;
         self.sync()
+    }
+
+    /// Notes values under keys, all or none; not yet on the disk.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn note(&self, values: &[(&str, &str)]) -> Result<(), JournalError> {
+        let mut writer = self.writer();
+        let mut note = || -> rusqlite::Result<()> {
+            let all = writer.db.transaction()?;
+            for (key, value) in values {
+                all.prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)")?
+                    .execute([key, value])?;
+            }
+            all.commit()
+        };
+        note().map_err(|why| self.sql(why))
     }
 
     fn pins(&self) -> MutexGuard<'_, BTreeSet<String>> {
@@ -296,51 +304,6 @@ impl Journal {
     /// SQLite's.
     pub fn mirror(&self, name: &str) -> Result<Position, JournalError> {
         position_of(&self.writer().db, name).map_err(|why| self.sql(why))
-    }
-
-    /// Notes that a mirror has been seen to hold what the source held when it was added.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn adopt_mirror(&self, name: &str) -> Result<(), JournalError> {
-        self.writer()
-            .db
-            .execute("UPDATE mirror SET adopted = 1 WHERE name = ?1", [name])
-            .map(drop)
-            .map_err(|why| self.sql(why))
-    }
-
-    /// Notes an administrator's word that a mirror has just been given a copy of the source. It is seen
-    /// at the next contact whether there is one ([`Journal::adopt_mirror`]).
-    ///
-    /// What is in the log up to now may or may not be in the copy: those rows become uncertain ones. Where
-    /// the log lacks some of them, the mirror goes on at the head.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn copy_was_made(&self, name: &str) -> Result<(), JournalError> {
-        let writer = self.writer();
-        let note = || -> rusqlite::Result<()> {
-            let (head, cum_bytes) = (writer.head as i64, writer.cum_bytes as i64);
-            if position_of(&writer.db, name)?.lacks > 0 {
-                writer.db.execute(
-                    "UPDATE mirror SET cursor = ?2, cursor_bytes = ?3 WHERE name = ?1",
-                    params![name, head, cum_bytes],
-                )?;
-            }
-            writer.db.execute(
-                "UPDATE mirror SET sent_upto = ?2, adopted = 0, marked = NULL, marking = NULL
-                 WHERE name = ?1",
-                params![name, head],
-            )?;
-            // What was set aside is older than the copy.
-            for table in ["parked", "repair"] {
-                let all = format!("DELETE FROM {table} WHERE mirror = ?1");
-                writer.db.execute(&all, [name])?;
-            }
-            Ok(())
-        };
-        note().map_err(|why| self.sql(why))
     }
 
     /// Says that changes up to `sent_upto` are about to become visible on a mirror. When it returns
@@ -384,10 +347,6 @@ impl Journal {
                     &progress.touched,
                 ),
                 (
-                    "DELETE FROM repair WHERE mirror = ?1 AND path = ?2",
-                    &progress.healed,
-                ),
-                (
                     "DELETE FROM ghost WHERE mirror = ?1 AND path = ?2",
                     &progress.laid,
                 ),
@@ -404,19 +363,18 @@ impl Journal {
             for parked in &progress.parked {
                 put_parked(&all, name, parked)?;
             }
-            for mend in &progress.mends {
+            for (path, depth) in &progress.healed {
                 all.prepare_cached(
-                    "INSERT OR REPLACE INTO repair (mirror, path, deep, error, attempts, next_try)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                    "DELETE FROM repair WHERE mirror = ?1 AND path = ?2 AND depth = ?3",
                 )?
                 .execute(params![
                     name,
-                    mend.path.as_bytes(),
-                    mend.deep,
-                    mend.error,
-                    mend.attempts,
-                    mend.next_try
+                    path.as_bytes(),
+                    codec::depth_number(*depth)
                 ])?;
+            }
+            for mend in &progress.mends {
+                put_mend(&all, name, mend)?;
             }
             for seq in &progress.unparked {
                 all.prepare_cached("DELETE FROM parked WHERE mirror = ?1 AND seq = ?2")?
@@ -512,56 +470,6 @@ impl Journal {
         })?;
         fault::point("journal.durable");
         Ok(())
-    }
-
-    /// Removes rows that every mirror has, a bounded number, and moves a long WAL into the database. For
-    /// a thread of its own, every now and then: appends wait for a batch of removals at most.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn maintain(&self) -> Result<(), JournalError> {
-        for _ in 0..PRUNE_BATCHES {
-            if !self.prune().map_err(|why| self.sql(why))? {
-                break;
-            }
-        }
-        if self.wal.metadata().is_ok_and(|m| m.len() > WAL_LIMIT) {
-            self.checkpoint_wal().map_err(|why| self.sql(why))?;
-        }
-        Ok(())
-    }
-
-    /// Removes one batch; says whether there may be more. The newest row stays: the next number
-    /// comes from it.
-    fn prune(&self) -> rusqlite::Result<bool> {
-        let pins = self.pins().clone();
-        let writer = self.writer();
-        let mut everywhere = writer.head.saturating_sub(1);
-        for name in pins {
-            everywhere = everywhere.min(position_of(&writer.db, &name)?.cursor);
-        }
-        let removed = writer.db.execute(
-            "DELETE FROM change WHERE seq IN
-                 (SELECT seq FROM change WHERE seq <= ?1 ORDER BY seq LIMIT ?2)",
-            params![everywhere as i64, PRUNE_BATCH],
-        )?;
-        Ok(removed as i64 == PRUNE_BATCH)
-    }
-
-    /// On a connection of its own and passive: neither appends nor reads wait for it. True if there was so much
-    /// to move that it was worth it: the first append behind a checkpoint begins the WAL anew, and waits for the
-    /// disk. The file's length does not tell, as it stays when the WAL begins anew.
-    fn checkpoint_wal(&self) -> rusqlite::Result<bool> {
-        let db = open_here(&self.file, OpenFlags::default())?;
-        db.pragma_update(None, "wal_autocheckpoint", 0)?;
-        let page: i64 = db.query_row("PRAGMA page_size", [], |row| row.get(0))?;
-        let pages = |row: &rusqlite::Row| Ok(row.get::<_, i64>(1)? - row.get::<_, i64>(2)?);
-        let waiting = db.query_row("PRAGMA wal_checkpoint(NOOP)", [], pages)?;
-        let worth_it = waiting.saturating_mul(page) > WAL_LIMIT as i64;
-        if worth_it {
-            db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
-        }
-        Ok(worth_it)
     }
 }
 

@@ -20,6 +20,7 @@ pub mod logging;
 pub mod mirror;
 pub mod mount;
 pub mod pages;
+pub mod scan;
 pub mod screen;
 pub mod setup;
 pub mod sftp;

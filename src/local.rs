@@ -21,6 +21,7 @@
 //!
 //! The rooms: [`namespace`], [`attributes`], [`data`] and [`directories`] hold the requests.
 
+mod adopt;
 mod attributes;
 mod border;
 mod data;
@@ -30,10 +31,12 @@ mod log;
 mod namespace;
 mod open_files;
 mod search;
+pub mod suspects;
 mod sync;
 mod sys;
 mod unseen;
 
+pub use adopt::Adopted;
 pub use attributes::SetAttributes;
 pub use data::{Opened, Writer, Written};
 pub use directories::DirectoryEntry;
@@ -56,7 +59,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use suspects::Suspects;
 use sys::Result;
 
 /// The name in the root that is ProxyFS's own, and hidden from the mount.
@@ -139,6 +143,18 @@ pub struct Counters {
     pub special_files: u64,
 }
 
+/// So many unlogged files are told by their numbers; of more, since when there are some.
+const MOST_UNLOGGED: usize = 4096;
+
+/// See [`Local::unlogged`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unlogged {
+    /// Until when everything is logged, by this machine's clock; 1970 while the log is closed.
+    pub until: SystemTime,
+    /// Files that are written to, or may be, and not logged yet, whatever their ctime is.
+    pub nodes: Vec<u64>,
+}
+
 /// The source, as the mount and the daemon use it.
 pub struct Local {
     source: PathBuf,
@@ -154,6 +170,8 @@ pub struct Local {
     fine_stamps: bool,
     /// How often something was moved over the border of what is excluded.
     crossed: AtomicU64,
+    /// What is judged while a scan runs.
+    suspects: Suspects,
 }
 
 /// Whether this directory can be a source: it is there, is no mount of ours, and its file system has handles.
@@ -216,6 +234,7 @@ impl Local {
             special_files: AtomicU64::new(0),
             fine_stamps,
             crossed: AtomicU64::new(0),
+            suspects: Suspects::default(),
         })
     }
 
@@ -327,6 +346,34 @@ impl Local {
         self.open
             .unlogged_since()
             .map_or(now, |since| since.min(now))
+    }
+
+    /// What the log does not know, for a checkpoint (J5): every inode whose ctime is before `until` is in the
+    /// log, but for these.
+    pub fn unlogged(&self) -> Unlogged {
+        let now = SystemTime::now();
+        if self.log.reason().is_some() {
+            return Unlogged {
+                until: UNIX_EPOCH,
+                nodes: Vec::new(),
+            };
+        }
+        // As in `logged_until`.
+        drop(self.inodes.write());
+        let (nodes, since) = self.open.unlogged_nodes();
+        if self.log.reason().is_some() {
+            return Unlogged {
+                until: UNIX_EPOCH,
+                nodes: Vec::new(),
+            };
+        }
+        match nodes.len() <= MOST_UNLOGGED {
+            true => Unlogged { until: now, nodes },
+            false => Unlogged {
+                until: since.map_or(now, |since| since.min(now)),
+                nodes: Vec::new(),
+            },
+        }
     }
 
     fn flush(&self, which: Which) -> Result<()> {

@@ -1,5 +1,7 @@
 //! Arguments -> one command -> exit code.
 
+mod syncing;
+
 use clap::Parser;
 use proxyfs::cli::{Arguments, Command};
 use proxyfs::config::{Config, ConfigError, FirstSync, Login, MirrorConfig, Overrides};
@@ -253,6 +255,16 @@ fn command(arguments: Arguments) -> Result<(), Failure> {
         }
         Command::Pause { name } => tell(&load()?, &ControlRequest::Pause { mirror: name }),
         Command::Resume { name } => tell(&load()?, &ControlRequest::Resume { mirror: name }),
+        Command::Sync {
+            name,
+            delete,
+            checksum,
+        } => syncing::sync(&load()?, name, delete, checksum),
+        Command::Verify {
+            name,
+            checksum,
+            json,
+        } => syncing::verify(&load()?, name, checksum, json),
         Command::TryAgain { name } => tell(&load()?, &ControlRequest::TryAgain { mirror: name }),
         Command::Reload => {
             let answer = ask(&load()?, &ControlRequest::Reload, Some(ANSWER_WITHIN));

@@ -29,11 +29,12 @@ mod scars;
 mod settle;
 pub mod source;
 pub mod upload;
+mod verify;
 mod wide;
 
-use crate::change::Seq;
+use crate::change::{Scope, Seq};
 use crate::config::bandwidth::Bandwidth;
-use crate::config::{Login, MirrorConfig};
+use crate::config::{FirstSync, Login, MirrorConfig, Order};
 use crate::journal::{Journal, JournalError, SOURCE_ID};
 use crate::sftp::session::{self, Abort, Rate, Secret, Start, Target};
 use crate::status::MirrorState;
@@ -51,6 +52,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+pub use verify::{Verified, verify};
 
 /// A session that lasted so long counts as one that worked, whatever ended it.
 const STEADY: Duration = Duration::from_secs(60);
@@ -83,10 +85,24 @@ impl Worker {
         source: Arc<Source>,
     ) -> Result<Worker, MirrorError> {
         let empty = source.is_empty().map_err(source_error)?;
+        let reader = journal.reader()?;
+        let is_new = reader.mirrors()?.iter().all(|m| m.name != config.name);
         let position = journal.add_mirror(&config.name, empty)?;
+        // Cut before this is noted, it is seen at the first contact whether there is a copy.
+        let delete = match config.first_sync {
+            FirstSync::Keep => Some(false),
+            FirstSync::Delete => Some(true),
+            FirstSync::None => None,
+        };
+        if let Some(delete) = delete.filter(|_| is_new && !empty) {
+            let scope = Scope {
+                delete,
+                ..Scope::TREE
+            };
+            journal.request_sync(&config.name, scope)?;
+        }
         // What is done is all there, unless a directory's time is still to be set, or it is not known yet
         // whether there is a copy at all.
-        let reader = journal.reader()?;
         let whole =
             position.adopted && position.lacks == 0 && reader.repairs(&config.name)?.is_empty();
         let settled = whole && reader.touched(&config.name)?.is_empty();
@@ -158,6 +174,20 @@ impl Worker {
         self.live.trying();
         self.live.trying_parked();
         self.notifier.tell(Notice::Resume);
+        Ok(())
+    }
+
+    /// Has all of it made like the source, as much as `scope` says, now or when it is there: that is noted.
+    ///
+    /// # Errors
+    /// The journal's.
+    pub fn sync(&self, scope: Scope) -> Result<(), JournalError> {
+        self.journal.request_sync(&self.config.name, scope)?;
+        if self.live.now().state != MirrorState::Paused {
+            self.live.trying();
+        }
+        self.live.sync_is_asked();
+        self.notifier.tell(Notice::Sync);
         Ok(())
     }
 
@@ -312,7 +342,7 @@ impl Life {
                         self.live.trying();
                         return true;
                     }
-                    Notice::TryAgain => {
+                    Notice::TryAgain | Notice::Sync => {
                         self.try_again = true;
                         if !self.paused {
                             return true;
@@ -347,22 +377,32 @@ impl Life {
         let (mut remote, asked) = session::connect_asking(&target, &self.abort, &start)?;
         self.inbox.attend();
         let mut position = reader.mirror(&name)?;
-        let adopted = position.adopted;
         // Where nothing is, there is nothing to have a copy of.
-        position.adopted |= self.source.is_empty().map_err(source_error)?;
+        let adopted = position.adopted;
+        position.adopted |=
+            position.sync.is_none() && self.source.is_empty().map_err(source_error)?;
         let source_id = self.journal.meta(SOURCE_ID)?.unwrap_or_default();
         let known = prepare::Known {
             position: &position,
             source_id: &source_id,
             marker: self.journal.marker(&name)?,
+            asked: position.sync.is_some(),
         };
         let wanted = plan::Rules {
             owner: self.config.preserve_owner,
+            relaxed: self.config.order == Some(Order::Relaxed),
+            fsync: plan::Wish::of(self.config.fsync),
             ..plan::Rules::default()
         };
-        let prepare::Prepared { rules, kept } =
+        let prepare::Prepared { rules, kept, fresh } =
             prepare::prepare_asked(&mut remote, &asked, &place, &known, wanted)?;
-        if !adopted {
+        if position.sync.is_some() && fresh || position.lacks > 0 {
+            log::info!("mirror {name}: all of it is made like the source");
+            // One that fell out of the log has kept what was removed here since.
+            let scope = position.sync.unwrap_or(Scope::TREE);
+            self.journal.begin_sync(&name, scope)?;
+            self.live.begins_sync();
+        } else if !adopted {
             self.journal.adopt_mirror(&name)?;
         }
         self.journal.set_last_error(&name, None)?;
@@ -501,7 +541,7 @@ pub fn target(config: &MirrorConfig) -> Result<Target, MirrorError> {
         user: config.user.clone(),
         login,
         known_hosts: config.known_hosts.clone(),
-        compression: false,
+        compression: config.compression,
         connect_timeout: config.connect_timeout,
         io_timeout: config.io_timeout,
     })
@@ -536,7 +576,10 @@ mod tests {
             passphrase_file: None,
             known_hosts: Vec::new(),
             first_sync: crate::config::FirstSync::default(),
+            order: None,
             preserve_owner: false,
+            compression: false,
+            fsync: false,
             bandwidth_limit: Bandwidth::default(),
             connect_timeout: Duration::from_secs(15),
             io_timeout: Duration::from_secs(30),

@@ -19,7 +19,6 @@ mod filesystem;
 mod mountinfo;
 mod notices;
 mod passthrough;
-mod turns;
 
 use crate::local::Local;
 use filesystem::ProxyFs;
@@ -35,7 +34,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use turns::Turns;
 
 /// The file system type that `mount` and `/proc/self/mountinfo` show.
 pub const FS_TYPE: &str = "fuse.proxyfs";
@@ -258,8 +256,7 @@ fn serve(
 ) -> io::Result<JoinHandle<()>> {
     let notifier = Arc::new(OnceLock::new());
     let threads = options.threads.max(1);
-    let turns = Turns::new(device.try_clone()?, threads);
-    let filesystem = ProxyFs::new(local, notifier.clone(), options.passthrough, turns);
+    let filesystem = ProxyFs::new(local, notifier.clone(), options.passthrough);
     let mut config = Config::default();
     config.acl = SessionACL::All;
     config.n_threads = Some(threads);

@@ -92,7 +92,8 @@ pub fn plan(config: &Config, wish: &Wish) -> Result<Plan, String> {
         FirstSync::None => Some("none"),
     };
     pairs.extend(first.map(|f| ("first_sync", f.to_string())));
-    let mirror = MirrorConfig::of(&name, &pairs)?;
+    let mut mirror = MirrorConfig::of(&name, &pairs)?;
+    mirror.order.get_or_insert(config.order);
     for other in &config.mirrors {
         if other.name == name {
             return Err(format!(

@@ -218,6 +218,8 @@ pub struct Name {
     pub name: Vec<u8>,
     /// Its attributes, where the server tells them.
     pub attrs: Attrs,
+    /// How many names the file has, where the long form (`ls -l`) tells.
+    pub links: Option<u32>,
 }
 
 /// What a server answers.

@@ -28,6 +28,8 @@ pub struct Status {
     pub last_seq: u64,
     /// Size of the log on disk in bytes.
     pub log_bytes: u64,
+    /// The scan at the start; none: the daemon is not running, or an older one.
+    pub scan: Option<ScanStatus>,
     /// The mirrors, in the order of the configuration.
     pub mirrors: Vec<MirrorStatus>,
     /// How mails get away; none: nobody is mailed.
@@ -62,6 +64,21 @@ pub struct AlarmStatus {
     pub seconds: u64,
     /// Why.
     pub reason: String,
+}
+
+/// The scan of the source at the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ScanStatus {
+    /// It is under way.
+    pub running: bool,
+    /// Files and directories that were looked at.
+    pub entries: u64,
+    /// How many the last scan found; none: not known.
+    pub expected: Option<u64>,
+    /// What is to be compared with the mirrors.
+    pub repairs: u64,
+    /// How long it has taken.
+    pub seconds: u64,
 }
 
 /// One mirror.
@@ -106,8 +123,71 @@ pub struct MirrorStatus {
     pub retry_in_seconds: Option<u64>,
     /// What it, or SFTP, cannot do that the source would need, each in a few words.
     pub unsupported: Vec<String>,
+    /// How far it is with being made like the source, or how that ended; none: it was not since the daemon runs.
+    pub sync: Option<SyncStatus>,
+    /// How far a comparison is that is under way.
+    pub verify: Option<SyncStatus>,
     /// What only grows, also over restarts.
     pub totals: Totals,
+}
+
+/// How far a mirror is with being made like the source.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SyncStatus {
+    /// Whether it is at work, or waits to be.
+    pub running: bool,
+    /// Entries of the source that were compared.
+    pub entries: u64,
+    /// Files, links and directories that were sent.
+    pub sent: u64,
+    /// Bytes in them.
+    pub bytes: u64,
+    /// Entries of which only attributes were set.
+    pub set: u64,
+    /// Entries that were removed.
+    pub removed: u64,
+    /// Entries that only the mirror has.
+    pub extras: u64,
+    /// The directory where it is.
+    pub at: String,
+    /// How much of the tree was compared, of 100, about.
+    pub percent: u64,
+    /// For how long it has been at work.
+    pub seconds: u64,
+    /// When it will be through, about; none: not known.
+    pub eta_seconds: Option<u64>,
+}
+
+impl SyncStatus {
+    fn to_json(&self) -> Value {
+        json!({
+            "running": self.running, "entries": self.entries, "sent": self.sent, "bytes": self.bytes,
+            "set": self.set, "removed": self.removed, "extras": self.extras, "at": self.at,
+            "percent": self.percent, "seconds": self.seconds, "eta_seconds": self.eta_seconds,
+        })
+    }
+
+    fn maybe_from_json(value: Option<&Value>) -> Result<Option<SyncStatus>, StatusError> {
+        let there = value.filter(|value| !value.is_null());
+        there.map(SyncStatus::from_json).transpose()
+    }
+
+    fn from_json(value: &Value) -> Result<SyncStatus, StatusError> {
+        let fields = Fields::of(value, "sync")?;
+        Ok(SyncStatus {
+            running: fields.get("running")?.as_bool().ok_or(bad("running"))?,
+            entries: fields.number("entries")?,
+            sent: fields.number("sent")?,
+            bytes: fields.number("bytes")?,
+            set: fields.number("set")?,
+            removed: fields.number("removed")?,
+            extras: fields.number("extras")?,
+            at: fields.text("at")?,
+            percent: fields.number("percent")?,
+            seconds: fields.number("seconds")?,
+            eta_seconds: fields.maybe_number("eta_seconds")?,
+        })
+    }
 }
 
 /// What was done for a mirror since it is known; of the last seconds before a kill some may be missing.
@@ -220,6 +300,7 @@ impl Status {
             "pid": self.pid,
             "read_only": self.read_only,
             "log": {"last_seq": self.last_seq, "bytes": self.log_bytes},
+            "scan": self.scan.map(ScanStatus::to_json),
             "mirrors": self.mirrors.iter().map(|m| m.to_json(self.pid.is_some())).collect::<Vec<_>>(),
             "mail": self.mail.as_ref().map(|m| json!({
                 "waiting": m.waiting,
@@ -248,6 +329,12 @@ impl Status {
             read_only: fields.get("read_only")?.as_bool().ok_or(bad("read_only"))?,
             last_seq: log.number("last_seq")?,
             log_bytes: log.number("bytes")?,
+            scan: fields
+                .0
+                .get("scan")
+                .filter(|scan| !scan.is_null())
+                .map(ScanStatus::from_json)
+                .transpose()?,
             mirrors: list(fields.get("mirrors")?, "mirrors", MirrorStatus::from_json)?,
             mail: match value.get("mail") {
                 None | Some(Value::Null) => None,
@@ -257,6 +344,29 @@ impl Status {
                 None => Vec::new(),
                 Some(alarms) => list(alarms, "alarms", alarm_from_json)?,
             },
+        })
+    }
+}
+
+impl ScanStatus {
+    fn to_json(self) -> Value {
+        json!({
+            "running": self.running,
+            "entries": self.entries,
+            "expected": self.expected,
+            "repairs": self.repairs,
+            "seconds": self.seconds,
+        })
+    }
+
+    fn from_json(value: &Value) -> Result<ScanStatus, StatusError> {
+        let fields = Fields::of(value, "scan")?;
+        Ok(ScanStatus {
+            running: fields.get("running")?.as_bool().ok_or(bad("running"))?,
+            entries: fields.number("entries")?,
+            expected: fields.maybe_number("expected")?,
+            repairs: fields.number("repairs")?,
+            seconds: fields.number("seconds")?,
         })
     }
 }
@@ -285,6 +395,8 @@ impl MirrorStatus {
             "advice": table::advice(self, daemon_runs),
             "retry_in_seconds": self.retry_in_seconds,
             "unsupported": self.unsupported,
+            "sync": self.sync.as_ref().map(SyncStatus::to_json),
+            "verify": self.verify.as_ref().map(SyncStatus::to_json),
             "sent_bytes_total": self.totals.sent_bytes,
             "connections_total": self.totals.connections,
             "failures_total": self.totals.failures,
@@ -320,6 +432,8 @@ impl MirrorStatus {
             unsupported: list(fields.get("unsupported")?, "unsupported", |v| {
                 v.as_str().map(str::to_string).ok_or(bad("unsupported"))
             })?,
+            sync: SyncStatus::maybe_from_json(value.get("sync"))?,
+            verify: SyncStatus::maybe_from_json(value.get("verify"))?,
             totals: Totals {
                 sent_bytes: fields.maybe_number("sent_bytes_total")?.unwrap_or(0),
                 connections: fields.maybe_number("connections_total")?.unwrap_or(0),
@@ -450,144 +564,4 @@ impl<'a> Fields<'a> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn full() -> Status {
-        Status {
-            source: "/srv/www".into(),
-            mount_point: "/srv/www".into(),
-            pid: Some(4711),
-            read_only: true,
-            last_seq: 99,
-            log_bytes: 4096,
-            mirrors: MirrorState::ALL
-                .into_iter()
-                .map(|state| MirrorStatus {
-                    name: format!("m-{state}"),
-                    host: "h".into(),
-                    port: 22,
-                    user: "u".into(),
-                    path: "/p".into(),
-                    state,
-                    pending_ops: 1,
-                    pending_bytes: 2,
-                    parked_ops: 3,
-                    oldest_pending_seconds: Some(4),
-                    applied_seq: 5,
-                    bytes_per_second: 6,
-                    ops_per_second: 10,
-                    eta_seconds: Some(7),
-                    progress_percent: Some(9),
-                    current: Some("content a".into()),
-                    last_error: Some("connection lost".into()),
-                    retry_in_seconds: Some(8),
-                    unsupported: vec!["hardlink@openssh.com".into()],
-                    totals: Totals {
-                        sent_bytes: 1,
-                        connections: 2,
-                        failures: 3,
-                    },
-                })
-                .collect(),
-            mail: Some(MailStatus {
-                waiting: 1,
-                last_error: Some("no route".into()),
-                failing_seconds: Some(2),
-                sent: 3,
-                failed: 4,
-            }),
-            alarms: vec![AlarmStatus {
-                kind: "stopped".into(),
-                mirror: Some("web2".into()),
-                seconds: 9,
-                reason: "no key".into(),
-            }],
-        }
-    }
-
-    #[test]
-    fn json_and_back_is_the_same() {
-        let status = full();
-        assert_eq!(Status::from_json(&status.to_json()), Ok(status));
-        let empty = Status {
-            mirrors: vec![MirrorStatus::default()],
-            ..Status::default()
-        };
-        assert_eq!(Status::from_json(&empty.to_json()), Ok(empty));
-        let tasks = [
-            Task::default(),
-            Task {
-                seq: 1,
-                mirror: "web2".into(),
-                verb: "rename".into(),
-                path: "a".into(),
-                second_path: Some("b".into()),
-                bytes: 2,
-                age_seconds: 3,
-                error: Some("permission denied".into()),
-            },
-        ];
-        assert_eq!(
-            Task::list_from_json(&Task::list_to_json(&tasks)),
-            Ok(tasks.to_vec())
-        );
-    }
-
-    /// The names that scripts rely on: this list only grows.
-    #[test]
-    fn no_field_of_the_json_is_ever_renamed() {
-        let json = full().to_json();
-        let keys = |v: &Value| {
-            let mut keys: Vec<String> = v.as_object().unwrap().keys().cloned().collect();
-            keys.sort();
-            keys.join(" ")
-        };
-        assert_eq!(
-            keys(&json),
-            "alarms log mail mirrors mount_point pid read_only source"
-        );
-        assert_eq!(
-            keys(&json["mail"]),
-            "failed_total failing_seconds last_error sent_total waiting"
-        );
-        assert_eq!(keys(&json["alarms"][0]), "kind mirror reason seconds");
-        assert_eq!(keys(&json["log"]), "bytes last_seq");
-        assert_eq!(
-            keys(&json["mirrors"][0]),
-            "advice applied_seq bytes_per_second connections_total current eta_seconds failures_total host \
-             last_error name oldest_pending_seconds ops_per_second parked_ops path pending_bytes pending_ops port \
-             progress_percent retry_in_seconds sent_bytes_total state unsupported user"
-        );
-        let names: Vec<&str> = MirrorState::ALL.iter().map(|s| s.name()).collect();
-        assert_eq!(
-            names.join(" "),
-            "synced syncing retrying paused stopped needs-sync"
-        );
-    }
-
-    #[test]
-    fn a_broken_answer_names_the_field() {
-        for (pointer, value, field) in [
-            ("/log/bytes", json!("many"), "bytes"),
-            ("/log", json!(5), "log"),
-            ("/pid", json!(-1), "pid"),
-            ("/mirrors/0/state", json!("happy"), "state"),
-            ("/mirrors/0/port", json!(65536), "port"),
-            ("/mirrors/0/name", json!(null), "name"),
-            ("/mirrors/0/unsupported", json!([1]), "unsupported"),
-        ] {
-            let mut json = full().to_json();
-            *json.pointer_mut(pointer).unwrap() = value;
-            assert_eq!(Status::from_json(&json), Err(bad(field)), "{pointer}");
-        }
-    }
-
-    #[test]
-    fn fields_of_a_newer_daemon_are_passed_over() {
-        let mut json = full().to_json();
-        json["mood"] = json!("fine");
-        json["mirrors"][0]["mood"] = json!({});
-        assert_eq!(Status::from_json(&json), Ok(full()));
-    }
-}
+mod tests;

@@ -1,7 +1,7 @@
 //! Configuration files as an administrator writes them, and what is said about each mistake.
 #![allow(clippy::unwrap_used)]
 
-use proxyfs::config::{self, Absent, Config, FirstSync, Login, Overrides, SETTINGS};
+use proxyfs::config::{self, Absent, Config, FirstSync, Login, Order, Overrides, SETTINGS};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -76,6 +76,8 @@ fn a_small_file_is_enough_and_the_rest_has_defaults() {
     assert!(mirror.known_hosts[0].ends_with(".ssh/known_hosts"));
     assert_eq!(mirror.known_hosts[1], Path::new("/etc/ssh/ssh_known_hosts"));
     assert_eq!(mirror.first_sync, FirstSync::Keep);
+    assert_eq!(mirror.order, Some(Order::Strict));
+    assert!(!mirror.compression && !mirror.fsync);
     assert!(!mirror.preserve_owner);
     assert_eq!(mirror.connect_timeout, Duration::from_secs(15));
     assert_eq!(mirror.io_timeout, Duration::from_secs(30));
@@ -88,10 +90,10 @@ fn every_setting_takes_another_value_than_its_default() {
     let config = load(
         "[proxyfs]\nsource = /data/a\nmount_point = /mnt/a\nstate_dir = /var/x\nrun_dir = /run/x\n\
          log_file = /var/log/x.log\nlog_level = debug\nthreads = 4\nflush_after = 500ms\nflush_max = 2h\n\
-         exclude = *.bak, !keep.bak\n\
+         exclude = *.bak, !keep.bak\norder = relaxed\n\
          [mirror a.b-c_1]\nhost = [2001:db8::1]\nport = 2222\nuser = u\npath = htdocs/\n\
          key = /k/one, /k/two\npassphrase_file = /k/pass\nknown_hosts = /k/hosts\npreserve_owner = yes\n\
-         first_sync = delete\n\
+         first_sync = delete\norder = strict\ncompression = yes\nfsync = yes\n\
          bandwidth_limit = 08:00 2M, 19:00 off\n\
          connect_timeout = 2s\nio_timeout = 1m\nbackoff_min = 50ms\nbackoff_max = 1d\n\
          [mirror other]\nhost = h\nuser = u\npath = .\nkey = agent\n",
@@ -129,6 +131,10 @@ fn every_setting_takes_another_value_than_its_default() {
     );
     assert_eq!(mirror.known_hosts, [PathBuf::from("/k/hosts")]);
     assert_eq!(mirror.first_sync, FirstSync::Delete);
+    assert_eq!(config.order, Order::Relaxed);
+    assert_eq!(mirror.order, Some(Order::Strict));
+    assert_eq!(config.mirrors[1].order, Some(Order::Relaxed));
+    assert!(mirror.compression && mirror.fsync);
     assert!(mirror.preserve_owner);
     let limit = &mirror.bandwidth_limit;
     assert_eq!((limit.at(12 * 60), limit.at(0)), (Some(2 << 20), None));
@@ -156,7 +162,8 @@ fn each_mistake_is_one_line_that_says_where_and_what_to_do() {
         (
             after("colour = red"),
             "proxyfs.ini:4: unknown key `colour` in [proxyfs]: known are source, mount_point, \
-            state_dir, run_dir, log_file, log_level, threads, flush_after, flush_max, exclude, max_delete, on_event",
+            state_dir, run_dir, log_file, log_level, threads, flush_after, flush_max, exclude, order, max_delete, \
+            scan_on_start, on_event",
         ),
         (
             after("port = 22"),

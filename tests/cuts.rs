@@ -11,15 +11,16 @@
 use super::support::fake_server::{Cut, FakeServer};
 use super::support::random::{Random, seeds};
 use super::support::tree;
-use proxyfs::change::{ByteRanges, Change, Extent, NodeId, Owner, RelPath, Times, Timestamp};
+use proxyfs::change::{
+    ByteRanges, Change, Extent, NodeId, Owner, RelPath, Scope, Times, Timestamp,
+};
 use proxyfs::journal::{Journal, Reader, Recorder};
 use proxyfs::mirror::errors::MirrorError;
 use proxyfs::mirror::inbox::{Notice, inbox};
 use proxyfs::mirror::live::Live;
 use proxyfs::mirror::pipeline::{Pipeline, Setup};
-use proxyfs::mirror::plan::{Place, Rules};
+use proxyfs::mirror::plan::{Place, Rules, Wish};
 use proxyfs::mirror::prepare::{Known, Prepared, prepare};
-use proxyfs::mirror::repair::{Repair, Repaired, Tools};
 use proxyfs::mirror::resume::{Memory, Span, Staged};
 use proxyfs::mirror::source::Source;
 use proxyfs::sftp::{OpenMode, Request, code};
@@ -46,7 +47,7 @@ const KEPT: [u64; 3] = [169, 207, 838];
 const KEPT_REFUSED: [u64; 0] = [];
 
 /// So small that files of this test that were cut go on where they were.
-fn rules() -> Rules {
+fn rules(trouble: &Trouble) -> Rules {
     let bytes = 2 * 32_768;
     Rules {
         span: Span {
@@ -54,6 +55,8 @@ fn rules() -> Rules {
             narrow: bytes,
             wide: bytes,
         },
+        relaxed: trouble.relaxed,
+        fsync: Wish::of(trouble.fsync),
         ..Rules::default()
     }
 }
@@ -79,6 +82,8 @@ struct History {
     clock: i64,
     /// Names are files of their own there: a file with several is not written any more.
     plain: bool,
+    /// What was done and is not recorded.
+    unseen: Option<Vec<Change>>,
 }
 
 impl History {
@@ -96,6 +101,11 @@ impl History {
     }
 
     fn record(&mut self, change: Change) {
+        if let Some(unseen) = &mut self.unseen {
+            self.told.push(format!("-- unseen: {change}"));
+            unseen.push(change);
+            return;
+        }
         let seq = self.journal.record(&change).unwrap();
         self.told.push(format!("{seq} {change}"));
         if let Change::Content { node, .. } = change {
@@ -241,6 +251,50 @@ impl History {
             || !real
                 .symlink_metadata()
                 .is_ok_and(|m| m.is_file() && m.nlink() > 1)
+    }
+
+    /// Does something that the log does not see; then what has changed is found, as at a start.
+    fn step_unseen(&mut self) {
+        self.unseen = Some(Vec::new());
+        for _ in 0..=self.random.below(4) {
+            self.step();
+        }
+        let mut found: Vec<(RelPath, Scope)> = Vec::new();
+        for change in self.unseen.take().unwrap_or_default() {
+            let moved = matches!(change, Change::Rename { .. } | Change::Exchange { .. });
+            for path in change.paths() {
+                found.extend(path.parent().map(|parent| (parent, Scope::NAMES)));
+                let scope = if moved { Scope::TREE } else { Scope::ENTRY };
+                found.push((path.clone(), scope));
+            }
+            // What was written under one name has changed under all.
+            if let Change::Content { path, .. } = &change {
+                let names = self.names_of(path);
+                found.extend(names.into_iter().map(|name| (name, Scope::ENTRY)));
+            }
+        }
+        for (path, scope) in found {
+            self.record(Change::Repair { path, scope });
+        }
+    }
+
+    /// All names of a file.
+    fn names_of(&self, path: &RelPath) -> Vec<RelPath> {
+        let inode = |path: &Path| path.symlink_metadata().ok().map(|m| m.ino());
+        let (wanted, mut open, mut found) =
+            (inode(&self.real(path)), vec![RelPath::root()], Vec::new());
+        while let Some(dir) = open.pop() {
+            for entry in fs::read_dir(self.real(&dir)).into_iter().flatten() {
+                let entry = entry.unwrap();
+                let path = dir.join(entry.file_name().as_bytes()).unwrap();
+                if entry.file_type().unwrap().is_dir() {
+                    open.push(path);
+                } else if inode(&entry.path()) == wanted {
+                    found.push(path);
+                }
+            }
+        }
+        found
     }
 
     /// Writes the next version of a file.
@@ -390,6 +444,10 @@ struct Trouble {
     narrow: bool,
     /// Whether it has no extension but what tells links' times.
     plain: bool,
+    /// Whether the mirror's order is relaxed.
+    relaxed: bool,
+    /// Whether files are to be on its disk.
+    fsync: bool,
 }
 
 impl Trouble {
@@ -447,13 +505,10 @@ fn session(
         let position = check.mirror("m").unwrap();
         let parked = check.parked("m", 1).unwrap();
         // A stranger's directory that is full stays in the way.
-        let stuck = check
-            .repairs("m")
-            .unwrap()
-            .iter()
-            .any(|r| r.error.is_some());
+        let mends = check.repairs("m").unwrap();
+        let stuck = mends.iter().any(|mend| mend.error.is_some());
         let over = match parked.first() {
-            None => stuck || check.touched("m").unwrap().is_empty(),
+            None => stuck || (mends.is_empty() && check.touched("m").unwrap().is_empty()),
             Some(_) => !trouble.denied.is_empty(),
         };
         if position.cursor == journal.head() && over && !done.replace(true) {
@@ -502,8 +557,9 @@ fn session(
         position: &position,
         source_id: "",
         marker: journal.marker("m").unwrap(),
+        asked: false,
     };
-    let Prepared { rules, kept } = match prepare(&mut server, &place, &known, rules()) {
+    let Prepared { rules, kept, .. } = match prepare(&mut server, &place, &known, rules(trouble)) {
         Ok(prepared) => prepared,
         Err(why) => return (Some(why), std::mem::take(&mut server.trace)),
     };
@@ -555,8 +611,11 @@ fn tamper(history: &RefCell<History>, base: &Path) {
 }
 
 /// What nobody has noticed is repaired: everything, with a connection that breaks a few times.
-fn repair_all(history: &RefCell<History>, source: &Source, base: &Path, rules: Rules) {
-    let place = Place::new(base.as_os_str().as_bytes());
+fn repair_all(scene: &Scene) -> Vec<String> {
+    let history = &scene.history;
+    let (path, scope) = (RelPath::root(), Scope::TREE);
+    history.borrow_mut().record(Change::Repair { path, scope });
+    let (mut traces, memory) = (Vec::new(), Memory::default());
     loop {
         let cut = {
             let random = &mut history.borrow_mut().random;
@@ -564,18 +623,16 @@ fn repair_all(history: &RefCell<History>, source: &Source, base: &Path, rules: R
             let effect = random.one_in(2);
             random.one_in(2).then_some(Cut { after, effect })
         };
-        let mut server = FakeServer::new(cut, 5, || {}, |_| {});
-        let tools = Tools {
-            source,
-            place: &place,
-            rules,
-            durable: &|| Ok(()),
-            stop: &|| false,
+        let none = Trouble {
+            lanes: 2,
+            ..Trouble::default()
         };
-        match Repair::new(&mut server, tools).path(&RelPath::root(), true) {
-            Ok(ended) => return assert_eq!(ended, Repaired::Done),
-            Err(MirrorError::Session(_)) => {}
-            Err(why) => panic!("{why}"),
+        let (error, trace) = session(scene, cut, 5, false, &none, &memory);
+        traces.push(trace.join("\n"));
+        match error {
+            None => return traces,
+            Some(MirrorError::Session(_)) => {}
+            Some(why) => panic!("{why}"),
         }
     }
 }
@@ -615,6 +672,15 @@ fn play_with_a_stranger(seed: u64) {
     play_on(seed, play);
 }
 
+/// One history of which the log does not see all when it happens.
+fn play_unseen(seed: u64) {
+    let play = Play {
+        unseen: true,
+        ..Play::default()
+    };
+    play_on(seed, play);
+}
+
 /// One history; with `refusals` the server refuses, for one connection or the next, what is done to some
 /// names.
 fn play(seed: u64, refusals: bool) {
@@ -634,6 +700,10 @@ struct Play {
     stranger: bool,
     /// The server lacks posix-rename and hardlink.
     plain: bool,
+    /// Something happens that the log does not see.
+    unseen: bool,
+    /// Changes may pass files that are being sent.
+    relaxed: bool,
 }
 
 /// A source with no history yet, and an empty mirror.
@@ -683,6 +753,7 @@ impl Scene {
             patched: HashSet::new(),
             clock: 0,
             plain: false,
+            unseen: None,
         });
         Scene {
             _dir: dir,
@@ -699,12 +770,13 @@ fn play_on(seed: u64, play: Play) {
         refusals,
         stranger,
         plain,
+        unseen,
+        relaxed,
     } = play;
     let scene = Scene::new(seed);
     let Scene {
         root,
         base,
-        source,
         history,
         ..
     } = &scene;
@@ -727,6 +799,9 @@ fn play_on(seed: u64, play: Play) {
         if stranger {
             tamper(history, base);
         }
+        if unseen && history.borrow_mut().random.one_in(2) {
+            history.borrow_mut().step_unseen();
+        }
         let mut trouble = Trouble::default();
         if refusals {
             let names = ["a", "b", "c", "d"];
@@ -740,6 +815,7 @@ fn play_on(seed: u64, play: Play) {
         trouble.seed = seed ^ traces.len() as u64;
         trouble.narrow = seed.is_multiple_of(3);
         trouble.plain = plain;
+        trouble.relaxed = relaxed;
         let (error, trace) = session(&scene, Some(cut), batch, true, &trouble, &memory);
         traces.push(trace.join("\n"));
         if seed.is_multiple_of(2) {
@@ -758,25 +834,20 @@ fn play_on(seed: u64, play: Play) {
         lanes: 2,
         seed,
         plain,
+        relaxed,
         ..Trouble::default()
     };
     let (error, trace) = session(&scene, None, 7, false, &none, &memory);
     traces.push(trace.join("\n"));
-    let story = || {
-        format!(
-            "{}\n{}",
-            history.borrow().told.join("\n"),
-            traces.join("\n---- cut\n")
-        )
-    };
-    assert!(
-        error.is_none(),
-        "seed {seed}: {}\n{}",
-        error.unwrap(),
-        story()
-    );
+    if let Some(why) = error {
+        let story = traces.join("\n---- cut\n");
+        panic!(
+            "seed {seed}: {why}\n{}\n{story}",
+            history.borrow().told.join("\n")
+        );
+    }
     if stranger {
-        repair_all(history, source, base, Rules::default());
+        traces.extend(repair_all(&scene));
     }
     let mut lines = match plain {
         true => tree::differences_of_names(root, base),
@@ -784,13 +855,14 @@ fn play_on(seed: u64, play: Play) {
     };
     // The times of directories are set by the pipeline, and which names are one file it may not know.
     let of_names = |line: &String| line.starts_with("missing") || line.starts_with("only");
-    lines.retain(|line| !stranger || of_names(line));
+    lines.retain(|line| !(stranger || unseen) || of_names(line));
     lines.extend(other_bytes(root, base));
     assert!(
         lines.is_empty(),
-        "seed {seed}: {}\n{}",
+        "seed {seed}: {}\n{}\n{}",
         lines.join("\n"),
-        story()
+        history.borrow().told.join("\n"),
+        traces.join("\n---- cut\n")
     );
 }
 
@@ -806,6 +878,13 @@ fn whatever_a_stranger_does_there_is_repaired_and_stops_nothing() {
     // 117: a directory in place of a file that gets a second name, which is called denied.
     for seed in seeds(100, &[117]) {
         play_with_a_stranger(seed);
+    }
+}
+
+#[test]
+fn what_the_log_has_not_seen_arrives_when_it_is_found_whatever_is_cut() {
+    for seed in seeds(120, &[]) {
+        play_unseen(seed);
     }
 }
 
@@ -883,5 +962,55 @@ fn on_a_server_without_posix_rename_and_hardlink_a_cut_anywhere_does_no_harm_eit
             ..Play::default()
         };
         play_on(seed, play);
+    }
+}
+
+#[test]
+fn where_the_order_is_relaxed_a_cut_anywhere_does_no_harm_either() {
+    for seed in seeds(160, &[]) {
+        let play = Play {
+            relaxed: true,
+            refusals: seed.is_multiple_of(4),
+            ..Play::default()
+        };
+        play_on(seed, play);
+    }
+}
+
+#[test]
+fn where_it_is_asked_for_a_file_is_on_the_disk_before_it_is_seen_and_none_goes_on_half() {
+    for cut in [None, Some(16), Some(20)] {
+        let scene = Scene::new(1);
+        fs::write(scene.root.join("film"), vec![7; 140_000]).unwrap();
+        scene
+            .history
+            .borrow_mut()
+            .content(RelPath::new(b"film").unwrap());
+        let trouble = Trouble {
+            lanes: 2,
+            fsync: true,
+            ..Trouble::default()
+        };
+        let memory = Memory::default();
+        if let Some(after) = cut {
+            let effect = true;
+            session(
+                &scene,
+                Some(Cut { after, effect }),
+                1,
+                false,
+                &trouble,
+                &memory,
+            );
+            assert!(!scene.base.join("film").exists(), "it was to be cut before");
+        }
+        let (error, trace) = session(&scene, None, 1, false, &trouble, &memory);
+        assert!(error.is_none());
+        let at = |what: &str| trace.iter().position(|line| line.starts_with(what));
+        let (synced, seen) = (at("Fsync").unwrap(), at("rename ").unwrap());
+        let written = trace.iter().rposition(|line| line.starts_with("write "));
+        assert!(written.unwrap() < synced && synced < seen, "{trace:#?}");
+        assert_eq!(writes(&trace).first(), Some(&0), "{trace:#?}");
+        assert_eq!(fs::read(scene.base.join("film")).unwrap(), vec![7; 140_000]);
     }
 }

@@ -95,9 +95,10 @@ fn a_mirror_that_was_wiped_is_not_taken_for_a_copy() {
         &daemon,
         &mirror,
         "needs-sync",
-        "is empty: copy the source there",
+        "is empty: run `proxyfs sync`",
     );
-    make_a_copy(&daemon, &www, &mirror);
+    let told = daemon.ok(&["sync", "m"]);
+    assert!(told.contains("mirror m is like the source: "), "{told}");
     everything_arrives(&daemon, &sshd, &["m"]);
     wait_until("there is a new marker", || !marker(&mirror).is_empty());
     daemon.stop();

@@ -38,14 +38,14 @@ fn a_source_that_held_files_is_not_taken_for_copied_to_an_empty_directory() {
     for file in ["old/file", "old/other", "turned", "emptied/last"] {
         fs::write(www.join(file), "from before").unwrap();
     }
-    add(&mut daemon, "m", &sshd, &NEVER);
-    daemon.start();
-    told(
-        &daemon,
+    add(
+        &mut daemon,
         "m",
-        "needs-sync",
-        "is empty: copy the source there (rsync -a), then run `proxyfs resume`",
+        &sshd,
+        &never_by_itself(&[("first_sync", "none")]),
     );
+    daemon.start();
+    told(&daemon, "m", "needs-sync", "is empty: run `proxyfs sync`");
     // What happens until the copy is made is in the copy and in the log.
     fs::hard_link(www.join("old/file"), www.join("old/link")).unwrap();
     fs::rename(www.join("old/other"), www.join("old/renamed")).unwrap();
@@ -59,7 +59,7 @@ fn a_source_that_held_files_is_not_taken_for_copied_to_an_empty_directory() {
     fs::remove_dir(www.join("replaced")).unwrap();
     symlink("old/file", www.join("replaced")).unwrap();
     symlink("nowhere", www.join("link")).unwrap();
-    waiting_is_vain(&daemon, "m", "copy the source there");
+    waiting_is_vain(&daemon, "m", "run `proxyfs sync`");
     assert_eq!(fs::read_dir(base(&sshd, "m")).unwrap().count(), 0);
 
     rsync(&www, &base(&sshd, "m"));
@@ -77,17 +77,22 @@ fn resuming_a_mirror_is_no_word_for_a_copy_that_nobody_made() {
     let mut daemon = Daemon::new();
     let www = daemon.source();
     fs::write(www.join("old"), "from before").unwrap();
-    add(&mut daemon, "m", &sshd, &never_by_itself(&[("key", &key)]));
+    add(
+        &mut daemon,
+        "m",
+        &sshd,
+        &never_by_itself(&[("key", &key), ("first_sync", "none")]),
+    );
     daemon.start();
     told(&daemon, "m", "stopped", "does not exist");
     // It says nothing of the key that was put right whether the mirror has what it must have.
     fs::copy(sshd.key_path(), &key).unwrap();
     resume(&daemon, &["m"]);
-    waiting_is_vain(&daemon, "m", "copy the source there");
+    waiting_is_vain(&daemon, "m", "run `proxyfs sync`");
     told(&daemon, "m", "needs-sync", "is empty");
     // Nor does it where there is no copy yet.
     resume(&daemon, &["m"]);
-    waiting_is_vain(&daemon, "m", "copy the source there");
+    waiting_is_vain(&daemon, "m", "run `proxyfs sync`");
     told(&daemon, "m", "needs-sync", "is empty");
     rsync(&www, &base(&sshd, "m"));
     resume(&daemon, &["m"]);
@@ -114,12 +119,14 @@ fn a_mirror_that_comes_back_after_its_changes_left_the_log_needs_a_sync() {
     for n in 0..5 {
         fs::write(www.join("file"), n.to_string()).unwrap();
     }
+    // The daemon has its journal alone; a copy that was torn is made again.
     let lacks = || {
-        Reader::open(&daemon.file("state"))
-            .unwrap()
-            .mirror("m")
-            .unwrap()
-            .lacks
+        let copy = tempfile::tempdir().unwrap();
+        for file in ["journal.db", "journal.db-wal"] {
+            fs::copy(daemon.file("state").join(file), copy.path().join(file)).unwrap();
+        }
+        let mirror = Reader::open(copy.path()).and_then(|reader| reader.mirror("m"));
+        mirror.map_or(0, |mirror| mirror.lacks)
     };
     wait_until("the log is tidied up", || lacks() > 0);
     *daemon.ini_mut() = with;
@@ -131,14 +138,13 @@ fn a_mirror_that_comes_back_after_its_changes_left_the_log_needs_a_sync() {
         "needs-sync",
         "changes that this mirror lacks are not in the log any more",
     );
-    waiting_is_vain(&daemon, "m", "rsync -a --delete");
+    waiting_is_vain(&daemon, "m", "run `proxyfs sync`");
     assert_eq!(
         fs::read_to_string(base(&sshd, "m").join("file")).unwrap(),
         "first"
     );
     nobody_else_is_disturbed(&daemon, &sshd);
-    rsync(&www, &base(&sshd, "m"));
-    resume(&daemon, &["m"]);
+    daemon.ok(&["sync", "m", "--delete"]);
     fs::write(www.join("file"), "last").unwrap();
     everything_arrives(&daemon, &sshd, &["good", "m"]);
     daemon.stop();

@@ -310,7 +310,7 @@ fn a_mirror_that_needs_a_sync_is_not_said_to_have_everything() {
     let sshd = Sshd::start();
     let mut daemon = Daemon::new();
     fs::write(daemon.source().join("old"), "from before").unwrap();
-    daemon.add_mirror("m", &sshd);
+    daemon.add_mirror_at("m", &sshd, sshd.port(), "first_sync = none");
     daemon.start();
     daemon.wait_for_mirror("m", |m| m["state"] == "needs-sync");
     let waited = daemon.run(&["wait", "--timeout", "60"]);
@@ -341,4 +341,48 @@ fn a_copy_made_by_hand_is_taken_over() {
     assert_eq!(there, "from before");
     assert!(!sshd.base().join("old").exists());
     daemon.stop();
+}
+
+/// "A new source": the tree and its mirrors go on under another daemon, one that knows neither.
+#[test]
+fn a_mirror_takes_over_as_the_source() {
+    let (first, second) = (Sshd::start(), Sshd::start());
+    let mut lost = Daemon::new();
+    lost.add_mirror("first", &first);
+    lost.add_mirror("second", &second);
+    lost.start();
+    fs::create_dir(lost.source().join("d")).unwrap();
+    fs::write(lost.source().join("d/old"), "from before").unwrap();
+    lost.wait();
+    lost.kill();
+
+    let mut next = Daemon::new();
+    let own = next.source().display().to_string();
+    let theirs = first.base().display().to_string();
+    *next.ini_mut() = next.ini_mut().replace(&own, &theirs);
+    next.add_mirror("second", &second);
+    fs::remove_dir_all(first.base().join(".proxyfs")).unwrap();
+    next.start();
+    // It is another source's as long as nobody says otherwise.
+    let stopped = next.wait_for_mirror("second", |m| m["last_error"].is_string());
+    let why = stopped["last_error"].as_str().unwrap();
+    assert!(why.contains("is the mirror of another source"), "{why}");
+    fs::remove_dir_all(second.base().join(".proxyfs")).unwrap();
+    next.ok(&["try-again"]);
+    fs::rename(first.base().join("d/old"), first.base().join("d/new")).unwrap();
+    next.wait();
+    assert_same(&first.base(), &second.base());
+    let there = fs::read_to_string(second.base().join("d/new"));
+    assert_eq!(there.unwrap(), "from before");
+    next.stop();
+}
+
+#[test]
+fn the_package_that_the_readme_installs_is_this_version() {
+    let version = env!("CARGO_PKG_VERSION");
+    let name = format!("proxyfs_{version}_amd64.deb");
+    assert!(read("README.md").contains(&name), "{name}");
+    let changelog = read("packaging/debian/changelog");
+    let first = format!("proxyfs ({version}) ");
+    assert!(changelog.starts_with(&first), "{first}");
 }

@@ -112,6 +112,7 @@ impl Scene {
             position: &position,
             source_id: "",
             marker: self.journal.marker("m").unwrap(),
+            asked: false,
         };
         let prepared = prepare(&mut remote, &self.place(), &known, Rules::default()).unwrap();
         (prepared.rules, round_trips.get())

@@ -157,6 +157,25 @@ fn openssh_that_sets_no_attributes() {
 }
 
 #[test]
+fn openssh_that_has_files_on_its_disk_and_one_that_cannot_tell() {
+    for (denied, told) in [("statvfs", false), ("fsync", true)] {
+        let program = format!("exec /usr/lib/openssh/sftp-server -P {denied}");
+        let sshd = Sshd::builder().sftp_script(&program).start();
+        let mut daemon = Daemon::new();
+        daemon.add_mirror_at("m", &sshd, sshd.port(), "fsync = yes");
+        daemon.start();
+        change_everything(&daemon);
+        let unsupported = daemon.mirror("m")["unsupported"].to_string();
+        assert_eq!(
+            unsupported.contains("fsync@openssh.com"),
+            told,
+            "{unsupported}"
+        );
+        assert_eq!(differences(&daemon.source(), &sshd.base(), false), [""; 0]);
+    }
+}
+
+#[test]
 fn openssh_that_shuts_the_user_in() {
     // Not below /tmp: all above must be writable for root alone.
     let jail = tempfile::Builder::new()

@@ -25,6 +25,9 @@ pub(super) fn load(path: &Path, overrides: &Overrides) -> Result<Config, ConfigE
     loader.main_file(overrides);
     loader.mirror_files();
     loader.check_paths();
+    for mirror in &mut loader.config.mirrors {
+        mirror.order.get_or_insert(loader.config.order);
+    }
     loader.check_times();
     loader.check_mail();
     loader.check_mirrors();

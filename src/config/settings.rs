@@ -155,12 +155,27 @@ pub const SETTINGS: &[Setting] = &[
         apply: Apply::Proxyfs(|c, v| set(&mut c.exclude, Exclude::parse(v))),
     },
     Setting {
+        name: "order",
+        absent: Absent::Default("strict"),
+        help: "In which order changes become visible on mirrors: strict, as they happened; or relaxed, \
+               where those that have nothing to do with it pass a file that is still being sent.",
+        apply: Apply::Proxyfs(|c, v| set(&mut c.order, values::order(v))),
+    },
+    Setting {
         name: "max_delete",
         absent: Absent::Default("off"),
         help: "How many files and directories may be deleted within a minute: a number, or a part of all \
                that there are, such as 20% (ten may always be). Before a mirror carries out more it is \
                paused, and `proxyfs resume` lets them through. off: any number.",
         apply: Apply::Proxyfs(|c, v| set(&mut c.max_delete, values::max_delete(v))),
+    },
+    Setting {
+        name: "scan_on_start",
+        absent: Absent::Default("yes"),
+        help: "Whether the source is walked at each start for what was changed while the daemon was not \
+               running, or killed, yes or no. The mount does not wait for it. Without it such changes \
+               reach no mirror.",
+        apply: Apply::Proxyfs(|c, v| set(&mut c.scan_on_start, values::yes_or_no(v))),
     },
     Setting {
         name: "on_event",
@@ -287,11 +302,32 @@ pub const SETTINGS: &[Setting] = &[
         apply: Apply::Mirror(|m, v| set(&mut m.first_sync, values::first_sync(v))),
     },
     Setting {
+        name: "order",
+        absent: Absent::Unset("relaxed"),
+        help: "The same for this mirror. Not set: as in [proxyfs].",
+        apply: Apply::Mirror(|m, v| set(&mut m.order, values::order(v).map(Some))),
+    },
+    Setting {
         name: "preserve_owner",
         absent: Absent::Default("no"),
         help: "Whether files get the numeric owner and group that they have in the source, yes or \
                no. The account must be root then.",
         apply: Apply::Mirror(|m, v| set(&mut m.preserve_owner, values::yes_or_no(v))),
+    },
+    Setting {
+        name: "fsync",
+        absent: Absent::Default("no"),
+        help: "Whether each file is on the mirror's disk before it is seen there, yes or no, so that \
+               a power failure there leaves none half written. It takes time, and uploads that were \
+               cut start again.",
+        apply: Apply::Mirror(|m, v| set(&mut m.fsync, values::yes_or_no(v))),
+    },
+    Setting {
+        name: "compression",
+        absent: Absent::Default("no"),
+        help: "Whether what is sent is compressed, yes or no. Worth it for text on a slow line; \
+               images and films only cost time.",
+        apply: Apply::Mirror(|m, v| set(&mut m.compression, values::yes_or_no(v))),
     },
     Setting {
         name: "bandwidth_limit",

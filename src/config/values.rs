@@ -4,8 +4,7 @@
 //! "bad value" in the message that the administrator reads. Nothing here touches a file system;
 //! only [`local_path`] asks for the home directory, to replace a leading `~`.
 
-use super::FirstSync;
-use super::MaxDelete;
+use super::{FirstSync, MaxDelete, Order};
 use std::net::IpAddr;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
@@ -135,6 +134,15 @@ pub fn first_sync(text: &str) -> Result<FirstSync, Refusal> {
         "delete" => Ok(FirstSync::Delete),
         "none" => Ok(FirstSync::None),
         _ => Err("it must be keep, delete or none".to_string()),
+    }
+}
+
+/// In which order changes become visible.
+pub fn order(text: &str) -> Result<Order, Refusal> {
+    match text {
+        "strict" => Ok(Order::Strict),
+        "relaxed" => Ok(Order::Relaxed),
+        _ => Err("it must be strict or relaxed".to_string()),
     }
 }
 

@@ -5,9 +5,12 @@ use super::workers::unknown_mirror;
 use crate::alarm::{self, Alarm, Report};
 use crate::config::{Config, MirrorConfig};
 use crate::journal::{Backlog, FILE_NAME, Reader, now_ms};
-use crate::mirror::live::Now;
-use crate::status::{AlarmStatus, MailStatus, MirrorState, MirrorStatus, Status, Task};
-use serde_json::Value;
+use crate::mirror;
+use crate::mirror::live::{Now, Repairing};
+use crate::status::{
+    AlarmStatus, MailStatus, MirrorState, MirrorStatus, ScanStatus, Status, SyncStatus, Task,
+};
+use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -52,10 +55,22 @@ pub(super) fn status(shared: &Shared) -> Result<Status, String> {
         read_only: shared.local.is_read_only(),
         last_seq: shared.journal.head(),
         log_bytes: shared.journal.disk_bytes(),
+        scan: Some(scan_status(shared)),
         mirrors,
         mail: mail_status(&told),
         alarms: alarms_status(told),
     })
+}
+
+fn scan_status(shared: &Shared) -> ScanStatus {
+    let seen = shared.scan.look();
+    ScanStatus {
+        running: seen.running,
+        entries: seen.entries,
+        expected: seen.expected,
+        repairs: seen.repairs,
+        seconds: seen.took.as_secs(),
+    }
 }
 
 /// The same without a daemon.
@@ -77,6 +92,7 @@ pub(super) fn offline_status(config: &Config) -> Result<Status, String> {
         read_only: false,
         last_seq: reader.head().map_err(|e| e.to_string())?,
         log_bytes: length(&file) + length(&file.with_extension("db-wal")),
+        scan: None,
         mirrors: mirrors.collect::<Result<_, _>>()?,
         mail: mail_status(&told),
         alarms: alarms_status(told),
@@ -171,6 +187,8 @@ fn mirror_status(
             .map(|at| at.saturating_duration_since(Instant::now()).as_secs())
             .or(backlog.next_try.filter(|_| live.is_some()).map(until)),
         unsupported: live.map(|l| l.unsupported.clone()).unwrap_or_default(),
+        sync: live.and_then(|l| l.repair.as_ref()).map(sync_status),
+        verify: live.and_then(|l| l.verify.as_ref()).map(sync_status),
         ..MirrorStatus::default()
     })
 }
@@ -205,6 +223,28 @@ impl Pace {
             left,
             percent: (done * 100).checked_div(all).map(|p| p as u8),
         }
+    }
+}
+
+fn sync_status(repair: &Repairing) -> SyncStatus {
+    let (counts, seconds) = (&repair.counts, repair.since.elapsed().as_secs());
+    let left = seconds as f64 * (1.0 - repair.walked) / repair.walked;
+    let known = repair.running && repair.walked > 0.0 && seconds > 0;
+    SyncStatus {
+        running: repair.running,
+        entries: counts.entries,
+        sent: counts.sent,
+        bytes: counts.bytes,
+        set: counts.set,
+        removed: counts.removed,
+        extras: counts.extras,
+        at: repair.at.clone(),
+        percent: match repair.running {
+            true => (repair.walked * 100.0) as u64,
+            false => 100,
+        },
+        seconds,
+        eta_seconds: known.then_some(left as u64),
     }
 }
 
@@ -316,9 +356,23 @@ pub(super) fn wait(
     timeout: Option<Duration>,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<(), String> {
+    let started = Instant::now();
+    let in_time = || timeout.is_none_or(|limit| started.elapsed() < limit);
+    // What was changed before this start is in the log when the scan has found it.
+    while shared.scan.is_running() {
+        if !in_time() {
+            return Err(format!(
+                "after {} s the scan of the source is still under way: see `proxyfs status`",
+                started.elapsed().as_secs()
+            ));
+        }
+        if cancelled() {
+            return Err("given up".to_string());
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
     shared.local.flush_closed().map_err(|e| e.to_string())?;
     let target = shared.journal.head();
-    let started = Instant::now();
     let names: Vec<String> = match mirror {
         Some(name) => vec![shared.workers.with(name, |w| w.config.name.clone())?],
         None => shared
@@ -381,4 +435,33 @@ pub(super) fn wait(
         }
         std::thread::sleep(LOOK_EVERY);
     }
+}
+
+/// Compares a mirror with the source.
+pub(super) fn verify(
+    shared: &Shared,
+    name: &str,
+    checksum: bool,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Value, String> {
+    shared.local.flush_closed().map_err(|e| e.to_string())?;
+    let (config, live) = shared
+        .workers
+        .with(name, |w| (w.config.clone(), Arc::clone(&w.live)))?;
+    let source = shared.workers.source();
+    let journal = &shared.journal;
+    let verified = mirror::verify(&config, &source, journal, &live, checksum, cancelled);
+    let Some(verified) = verified.map_err(|e| e.to_string())? else {
+        return Err("given up".to_string());
+    };
+    let differences = verified
+        .differences
+        .iter()
+        .map(|(path, what)| json!({"path": path.to_string(), "what": what.words()}));
+    Ok(json!({
+        "compared": verified.entries,
+        "bytes": verified.bytes,
+        "differences": differences.collect::<Vec<_>>(),
+        "further": verified.further,
+    }))
 }

@@ -26,6 +26,11 @@ impl Workers {
         }
     }
 
+    /// The tree that is mirrored.
+    pub fn source(&self) -> Arc<Source> {
+        Arc::clone(&self.source)
+    }
+
     fn running(&self) -> MutexGuard<'_, BTreeMap<String, Worker>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -42,6 +47,8 @@ impl Workers {
     ) -> Result<String, MirrorError> {
         let mut running = self.running();
         let mut done = Vec::new();
+        let names: Vec<&str> = mirrors.iter().map(|m| m.name.as_str()).collect();
+        self.journal.note_configured(&names)?;
         for config in mirrors {
             if let Some(worker) = running.get_mut(&config.name)
                 && worker.config != *config

@@ -152,13 +152,18 @@ const SCOPE_DEPTH: u8 = 3;
 const SCOPE_DELETE: u8 = 4;
 const SCOPE_BYTES: u8 = 8;
 
-/// A scope as one number.
-pub(super) fn scope_number(scope: Scope) -> u8 {
-    let depth = match scope.depth {
+/// A depth as a number.
+pub(super) fn depth_number(depth: Depth) -> u8 {
+    match depth {
         Depth::Entry => SCOPE_ENTRY,
         Depth::Names => SCOPE_NAMES,
         Depth::Tree => SCOPE_TREE,
-    };
+    }
+}
+
+/// A scope as one number.
+pub(super) fn scope_number(scope: Scope) -> u8 {
+    let depth = depth_number(scope.depth);
     let bit = |on, bit| if on { bit } else { 0 };
     depth | bit(scope.delete, SCOPE_DELETE) | bit(scope.bytes, SCOPE_BYTES)
 }

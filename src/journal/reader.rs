@@ -3,7 +3,7 @@
 
 use super::codec::{self, Columns};
 use super::{FILE_NAME, JournalError, SCHEMA_VERSION};
-use crate::change::{Change, RelPath, Seq};
+use crate::change::{Change, RelPath, Scope, Seq};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row as SqlRow, params};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,15 +11,25 @@ use std::time::Duration;
 /// The columns of a [`Position`].
 const POSITION: &str = "name, cursor, sent_upto, paused, adopted, last_error,
     ifnull((SELECT min(seq) FROM change), 1) - cursor - 1,
-    (SELECT min(seq) FROM parked WHERE parked.mirror = name)";
+    (SELECT min(seq) FROM parked WHERE parked.mirror = name), away, sync";
+
+/// Stands in for what mirrors had not before schema 3.
+const OLD_MIRROR: &str =
+    "CREATE TEMP VIEW mirror AS SELECT *, 0 AS away, NULL AS sync FROM main.mirror";
 
 /// Stands in for what a journal of schema 1 has not.
 const OLD_PARKED: &str =
     "CREATE TEMP TABLE parked (mirror TEXT, seq INTEGER, at INTEGER, kind INTEGER,
     path BLOB, path2 BLOB, node BLOB, body BLOB, bytes INTEGER, error TEXT, attempts INTEGER,
     next_try INTEGER);
-    CREATE TEMP TABLE repair (mirror TEXT, path BLOB, deep INTEGER, error TEXT, attempts INTEGER,
-    next_try INTEGER)";
+    CREATE TEMP TABLE repair (mirror TEXT, path BLOB, depth INTEGER, scope INTEGER, resend INTEGER, trust INTEGER,
+    walked BLOB, seen INTEGER, error TEXT, attempts INTEGER, next_try INTEGER)";
+
+/// Shows the repairs of a journal of schema 2 as they are shown today.
+const OLD_REPAIR: &str =
+    "CREATE TEMP VIEW repair AS SELECT mirror, path, CASE deep WHEN 0 THEN 0 ELSE 2 END AS depth,
+    CASE deep WHEN 0 THEN 4 ELSE 6 END AS scope, 1 AS resend, 0 AS trust, NULL AS walked, NULL AS seen,
+    error, attempts, next_try FROM main.repair";
 
 /// How long who reads the journal without a daemon waits for one that is just about to end.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -55,14 +65,101 @@ pub struct Parked {
 pub struct Mend {
     /// Which.
     pub path: RelPath,
-    /// With all that is below.
-    pub deep: bool,
+    /// How much of it.
+    pub scope: Scope,
+    /// Its own bytes are sent, if it is a file, whatever it looks like there.
+    pub resend: bool,
+    /// What is there before.
+    pub trust: Trust,
+    /// How far it is.
+    pub walked: Walked,
+    /// Up to this change the log is not replayed on what is walked.
+    pub seen: Option<Seq>,
     /// Why it could not be done so far.
     pub error: Option<String>,
     /// How often it could not.
     pub attempts: u32,
     /// When it is tried again: milliseconds since 1970.
     pub next_try: Option<i64>,
+}
+
+impl Mend {
+    /// One that is not begun, of a path that may be anything there.
+    pub fn new(path: RelPath, scope: Scope) -> Mend {
+        Mend {
+            path,
+            scope,
+            resend: false,
+            trust: Trust::Nothing,
+            walked: Walked::Nothing,
+            seen: None,
+            error: None,
+            attempts: 0,
+            next_try: None,
+        }
+    }
+}
+
+/// What is known of a path that is to be repaired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Trust {
+    /// It may be anything: no row of the log is replayed on it.
+    Nothing,
+    /// As far as is known it is what the log says: rows are replayed where the repair has not yet been.
+    Log,
+    /// It is new there. What the log says of it is found when it is sent.
+    Blank,
+}
+
+/// How far the repair of a tree is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Walked {
+    /// It is not begun.
+    Nothing,
+    /// Up to this directory, in the order of the walk.
+    Upto(RelPath),
+    /// All of it.
+    All,
+}
+
+/// In the table `repair`: all of it. No path is like that.
+const ALL: &[u8] = b"/";
+
+impl Walked {
+    pub(super) fn to_blob(&self) -> Option<&[u8]> {
+        match self {
+            Walked::Nothing => None,
+            Walked::Upto(path) => Some(path.as_bytes()),
+            Walked::All => Some(ALL),
+        }
+    }
+
+    fn of_blob(blob: Option<&[u8]>) -> Walked {
+        match blob {
+            None => Walked::Nothing,
+            Some(ALL) => Walked::All,
+            // What is no path was never put in: it is begun anew.
+            Some(path) => RelPath::new(path).map_or(Walked::Nothing, Walked::Upto),
+        }
+    }
+}
+
+impl Trust {
+    pub(super) fn number(self) -> u8 {
+        match self {
+            Trust::Nothing => 0,
+            Trust::Log => 1,
+            Trust::Blank => 2,
+        }
+    }
+
+    fn of_number(number: u8) -> Trust {
+        match number {
+            1 => Trust::Log,
+            2 => Trust::Blank,
+            _ => Trust::Nothing,
+        }
+    }
 }
 
 /// How far a mirror is.
@@ -84,6 +181,10 @@ pub struct Position {
     pub lacks: u64,
     /// What went wrong last, if it still stands.
     pub last_error: Option<String>,
+    /// Whether it was not configured for a while.
+    pub away: bool,
+    /// It was asked to be made like the source, and that has not begun.
+    pub sync: Option<Scope>,
 }
 
 /// What a mirror has still to get.
@@ -140,9 +241,10 @@ impl Reader {
                 found,
             }),
             // The daemon migrates it at its next start; until then nothing is parked.
-            1 => reader
+            old @ (1 | 2) => reader
                 .db
-                .execute_batch(OLD_PARKED)
+                .execute_batch(if old == 1 { OLD_PARKED } else { OLD_REPAIR })
+                .and_then(|()| reader.db.execute_batch(OLD_MIRROR))
                 .map(|()| reader)
                 .map_err(|why| JournalError::Sqlite {
                     file: file.to_path_buf(),
@@ -342,30 +444,32 @@ impl Reader {
     /// # Errors
     /// SQLite's.
     pub fn repairs(&self, name: &str) -> Result<Vec<Mend>, JournalError> {
-        let query = "SELECT path, deep, error, attempts, next_try FROM repair WHERE mirror = ?1";
-        type Raw = (Vec<u8>, bool, Option<String>, u32, Option<i64>);
-        let raw: Vec<Raw> = self
+        let query = "SELECT path, scope, resend, trust, walked, seen, error, attempts, next_try
+                     FROM repair WHERE mirror = ?1";
+        let read = |r: &SqlRow<'_>| -> rusqlite::Result<Option<Mend>> {
+            let (path, walked): (Vec<u8>, Option<Vec<u8>>) = (r.get(0)?, r.get(4)?);
+            // What is no path and no scope was never put in.
+            let (Ok(path), Some(scope)) = (RelPath::new(&path), codec::scope_of(r.get(1)?)) else {
+                return Ok(None);
+            };
+            Ok(Some(Mend {
+                path,
+                scope,
+                resend: r.get(2)?,
+                trust: Trust::of_number(r.get(3)?),
+                walked: Walked::of_blob(walked.as_deref()),
+                seen: r.get::<_, Option<i64>>(5)?.map(|seq| seq as Seq),
+                error: r.get(6)?,
+                attempts: r.get(7)?,
+                next_try: r.get(8)?,
+            }))
+        };
+        let found: Vec<Option<Mend>> = self
             .db
             .prepare_cached(query)
-            .and_then(|mut s| {
-                let row =
-                    |r: &SqlRow<'_>| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?, r.get(4)?));
-                s.query_map([name], row)?.collect()
-            })
+            .and_then(|mut s| s.query_map([name], read)?.collect())
             .map_err(|why| self.sql(why))?;
-        // What is no path was never put in.
-        let mends = raw
-            .into_iter()
-            .filter_map(|(path, deep, error, attempts, next_try)| {
-                Some(Mend {
-                    path: RelPath::new(&path).ok()?,
-                    deep,
-                    error,
-                    attempts,
-                    next_try,
-                })
-            });
-        Ok(mends.collect())
+        Ok(found.into_iter().flatten().collect())
     }
 
     /// Directories on a mirror whose time has to be set again.
@@ -430,6 +534,8 @@ fn position_row(r: &SqlRow<'_>) -> rusqlite::Result<Position> {
         last_error: r.get(5)?,
         lacks: r.get::<_, i64>(6)?.max(0) as u64,
         first_parked: r.get::<_, Option<i64>>(7)?.map(|seq| seq as Seq),
+        away: r.get(8)?,
+        sync: r.get::<_, Option<u8>>(9)?.and_then(codec::scope_of),
     })
 }
 

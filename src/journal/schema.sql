@@ -24,7 +24,9 @@ CREATE TABLE mirror (
     last_error   TEXT,
     error_at     INTEGER,          -- milliseconds since 1970
     marked       INTEGER,          -- the marker there is of this change at least; none: there never was one
-    marking      INTEGER           -- and of none behind this one
+    marking      INTEGER,          -- and of none behind this one
+    away         INTEGER NOT NULL DEFAULT 0, -- 1: it was not configured for a while
+    sync         INTEGER           -- it was asked to be made like the source: the scope, as in codec.rs
 ) STRICT, WITHOUT ROWID;
 
 -- Directories on a mirror whose modification time has yet to be set to the source's, since
@@ -61,16 +63,22 @@ CREATE TABLE parked (
     PRIMARY KEY (mirror, seq)
 ) STRICT, WITHOUT ROWID;
 
--- Paths on a mirror that are not as the log expects them: they are made like the source. `deep`: with all
--- that is below, and what the source has not is removed.
+-- Paths on a mirror that are to be made like the source. How far that is of those that take long is in `walked`:
+-- none: not begun; a directory: up to there, in the order of the walk; "/": all of it. Up to change `seen` the log is
+-- not replayed on what is walked.
 CREATE TABLE repair (
     mirror   TEXT NOT NULL,
     path     BLOB NOT NULL,
-    deep     INTEGER NOT NULL,
+    depth    INTEGER NOT NULL, -- 0 the entry, 1 and which names are in it, 2 all below
+    scope    INTEGER NOT NULL, -- codec.rs
+    resend   INTEGER NOT NULL, -- 1: its own bytes are sent whatever it looks like
+    trust    INTEGER NOT NULL, -- what is there before: 0 anything, 1 what the log says, 2 nothing of use
+    walked   BLOB,
+    seen     INTEGER,
     error    TEXT,             -- why it could not be done so far
     attempts INTEGER NOT NULL,
     next_try INTEGER,          -- milliseconds since 1970
-    PRIMARY KEY (mirror, path)
+    PRIMARY KEY (mirror, path, depth)
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE meta (

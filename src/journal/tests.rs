@@ -1,6 +1,7 @@
 //! Tests of the journal, on a real disk.
 
 use super::codec::tests::any_change;
+use super::upkeep::WAL_LIMIT;
 use super::*;
 use crate::change::{Extent, NodeId};
 use proptest::prelude::*;
@@ -116,8 +117,13 @@ fn rows_leave_when_every_mirror_has_them_and_never_before() {
     };
     journal.advance("near", &at(5000)).unwrap();
     journal.advance("far", &at(4500)).unwrap();
-    journal.maintain().unwrap();
     let reader = journal.reader().unwrap();
+    // Nor before a checkpoint covers them.
+    journal.cover(100);
+    journal.maintain().unwrap();
+    assert_eq!(reader.rows(0, 1).unwrap()[0].seq, 101);
+    journal.cover(5000);
+    journal.maintain().unwrap();
     let left = reader.rows(0, 10_000).unwrap();
     assert_eq!((left[0].seq, left.len()), (4501, 500));
 
@@ -154,6 +160,7 @@ fn a_mirror_that_comes_back_after_its_changes_were_dropped_is_known_to_lack_them
     for _ in 0..10 {
         journal.record(&unlink("a")).unwrap();
     }
+    journal.cover(journal.head());
     journal.maintain().unwrap();
     assert_eq!(
         journal.add_mirror("m", true).unwrap().lacks,
@@ -311,6 +318,7 @@ fn a_long_wal_is_moved_into_the_database_while_others_read_and_write() {
                 .record(&content(&format!("a/rather/long/path/{round}/{i}"), 1))
                 .unwrap();
         }
+        journal.cover(journal.head());
         journal.maintain().unwrap();
         assert_eq!(reader.rows(0, 100_000).unwrap().len(), 3000 * (round + 1));
     }
@@ -394,6 +402,7 @@ fn the_journal_of_schema_2_opens() {
     assert_eq!(parked[0].row.change.to_string(), "unlink d/p");
     let mends = reader.repairs("m").unwrap();
     assert_eq!(mends[0].path.to_string(), "d");
+    assert_eq!(mends[0].scope, crate::change::Scope::TREE);
     assert_eq!(journal.marker("m").unwrap(), (Some(1), Some(2)));
 }
 
@@ -427,6 +436,7 @@ fn what_is_parked_is_kept_whole_and_pending_until_it_is_done() {
     };
     journal.advance("m", &aside).unwrap();
     // Also when the log has dropped it.
+    journal.cover(journal.head());
     journal.maintain().unwrap();
     assert_eq!(reader.rows(0, 9).unwrap().len(), 1);
     assert_eq!(reader.parked("m", 9).unwrap(), parked);

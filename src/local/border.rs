@@ -96,7 +96,7 @@ impl Records<'_> {
 
 impl Local {
     /// Whether mirrors have what is at this path, if it is of a kind that they can have.
-    pub(super) fn is_mirrored(&self, path: &RelPath, is_directory: bool) -> bool {
+    pub fn is_mirrored(&self, path: &RelPath, is_directory: bool) -> bool {
         !self.options.exclude.excludes(path, is_directory)
     }
 

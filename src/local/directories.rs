@@ -234,7 +234,7 @@ impl Local {
             if entry.is_dot() {
                 return self.dot(dir, entry).is_some_and(|stat| full(entry, &stat));
             }
-            let Ok(stat) = self.inodes.lookup(dir, &entry.name) else {
+            let Ok(stat) = self.look_up(dir, &entry.name) else {
                 return false;
             };
             let no_room = full(entry, &stat);

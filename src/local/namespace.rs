@@ -34,7 +34,7 @@ impl Local {
         if Self::is_reserved(dir, name) {
             return Err(Errno::NOENT);
         }
-        self.inodes.lookup(dir, name)
+        self.look_up(dir, name)
     }
 
     /// The kernel has forgotten so many lookups of the node.
@@ -81,6 +81,9 @@ impl Local {
         }
         let stat = self.inodes.outward(stat);
         tree.enter(stat.ino, Kind::of(&stat), place.dir, place.name);
+        if stat.is_dir() || stat.nlink == 1 {
+            self.suspects.made(stat.ino);
+        }
         Ok(stat)
     }
 
@@ -187,6 +190,7 @@ impl Local {
         })?;
         let stat = self.inodes.outward(sys::stat(&fd)?);
         tree.enter(stat.ino, Kind::Regular, dir, name);
+        self.suspects.made(stat.ino);
         Ok((stat, self.opened_new(fd, &stat, flags, caller.thread)))
     }
 
@@ -312,22 +316,30 @@ impl Local {
             Some(target) if flags.contains(RenameFlags::EXCHANGE) => {
                 let move_out = self.known_before(&tree, &target, &to, &from)?;
                 rename()?;
-                move_name(&mut tree, &from, &to, moved.ino);
-                move_name(&mut tree, &to, &from, target.ino);
+                self.move_name(&mut tree, &from, &to, moved.ino);
+                self.move_name(&mut tree, &to, &from, target.ino);
                 self.record_exchange(&tree, &move_in, &move_out)
             }
             Some(target) => {
                 let kept = Self::keep(&tree, &to, &target);
                 rename()?;
                 let known = self.taken_away(&mut tree, &to, &target, kept);
-                move_name(&mut tree, &from, &to, moved.ino);
+                self.move_name(&mut tree, &from, &to, moved.ino);
                 self.record_rename(&tree, &move_in, known.then_some(&target))
             }
             None => {
                 rename()?;
-                move_name(&mut tree, &from, &to, moved.ino);
+                self.move_name(&mut tree, &from, &to, moved.ino);
                 self.record_rename(&tree, &move_in, None)
             }
+        }
+    }
+
+    fn move_name(&self, tree: &mut Tree, from: &Place, to: &Place, node: u64) {
+        tree.add_name(node, to.dir, to.name);
+        tree.remove_name(node, from.dir, from.name, None);
+        if tree.kind(node) == Some(Kind::Directory) {
+            self.suspects.moved(node, to.path.as_ref());
         }
     }
 
@@ -375,11 +387,6 @@ impl Local {
         let link = self.inodes.open_path(&self.inodes.read(), node)?;
         Ok(rustix::fs::readlinkat(link, c"", Vec::new())?.into_bytes())
     }
-}
-
-fn move_name(tree: &mut Tree, from: &Place, to: &Place, node: u64) {
-    tree.add_name(node, to.dir, to.name);
-    tree.remove_name(node, from.dir, from.name, None);
 }
 
 pub(super) fn owner(stat: &Stat) -> Owner {

@@ -464,6 +464,22 @@ impl OpenFiles {
             .min()
     }
 
+    /// The files of which something is unlogged, or may be at any moment without anybody being told; and since
+    /// when the oldest of it is.
+    pub fn unlogged_nodes(&self) -> (Vec<u64>, Option<SystemTime>) {
+        let states: Vec<_> = lock(&self.files).values().cloned().collect();
+        let mut since = None;
+        let unlogged = |state: &Arc<FileState>| {
+            let mut dirty = state.lock();
+            dirty.look();
+            let looked = dirty.watch.as_ref().map(|watch| watch.last_look().1);
+            let first = dirty.since.map(|s| s.1).into_iter().chain(looked).min();
+            since = since.into_iter().chain(first).min();
+            (dirty.is_dirty() || first.is_some()).then_some(state.node)
+        };
+        (states.iter().filter_map(unlogged).collect(), since)
+    }
+
     /// Keeps a handle, and gives it its number.
     pub fn open(&self, handle: Handle) -> u64 {
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;

@@ -105,6 +105,11 @@ impl Watch {
         changed.then_some(before)
     }
 
+    /// When the last look was.
+    pub fn last_look(&self) -> Look {
+        self.looked
+    }
+
     /// The file, and what it was at the last look.
     pub fn looked_at(&self) -> Option<(&OwnedFd, Stat)> {
         Some((&self.fd, self.stat?))

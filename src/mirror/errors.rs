@@ -76,6 +76,13 @@ pub enum MirrorError {
         /// What the server said.
         status: Status,
     },
+    /// What is there could not be read to be compared.
+    Unread {
+        /// What.
+        path: String,
+        /// What the server said.
+        status: Status,
+    },
     /// More would be deleted at once than may be: in words.
     TooMuch(String),
     /// More changes than can be kept are set aside.
@@ -139,6 +146,7 @@ impl MirrorError {
             | MirrorError::Lacks { .. }
             | MirrorError::Marker { .. }
             | MirrorError::Unrepaired { .. }
+            | MirrorError::Unread { .. }
             | MirrorError::TooManyParked { .. }
             | MirrorError::TooMuch(_)
             | MirrorError::Refused { .. } => Class::Mirror,
@@ -190,14 +198,12 @@ impl fmt::Display for MirrorError {
             },
             MirrorError::NeedsSync { path } => write!(
                 f,
-                "the source held files when this mirror was added, and {path} there is empty: copy \
-                 the source there (rsync -a), then run `proxyfs resume` for this mirror"
+                "the source held files when this mirror was added, and {path} there is empty: {SYNC}"
             ),
             MirrorError::Lacks { changes } => write!(
                 f,
                 "{changes} changes that this mirror lacks are not in the log any more (it was not \
-                 configured meanwhile): copy the source there (rsync -a --delete), then run `proxyfs \
-                 resume` for this mirror"
+                 configured meanwhile): {SYNC}"
             ),
             MirrorError::Refused { seq, change, status } => {
                 write!(f, "change {seq} ({change}) was refused: {status}{}", advice(status))
@@ -206,24 +212,23 @@ impl fmt::Display for MirrorError {
                 MarkerTrouble::Missing => write!(
                     f,
                     "the marker that was written to {path} is gone: if the mirror's disk is not mounted, \
-                     mount it and run `proxyfs try-again`; if it was wiped, {COPY}"
+                     mount it and run `proxyfs try-again`; if it was wiped, {SYNC}"
                 ),
                 MarkerTrouble::Older { found, written } => write!(
                     f,
                     "{path} is older than it was: its marker is of change {found}, and one of {written} was \
-                     written; it was restored from a backup, or its host lost power: {COPY}"
+                     written; it was restored from a backup, or its host lost power: {SYNC}"
                 ),
                 MarkerTrouble::Newer { found, written } => write!(
                     f,
                     "{path} is ahead of the log: its marker is of change {found}, and none behind {written} \
                      was written from here; two mirrors have the same path, or state_dir was restored from \
-                     a backup: {COPY}"
+                     a backup: {SYNC}"
                 ),
                 MarkerTrouble::Foreign { source } => write!(
                     f,
                     "{path} is the mirror of another source ({source}): correct `path`; if it is to be this \
-                     one's from now on, remove .proxyfs there, copy the source there (rsync -a --delete), and \
-                     run `proxyfs resume` for this mirror"
+                     one's from now on, remove .proxyfs there, and {SYNC}"
                 ),
             },
             MirrorError::Unrepaired { path, status } => write!(
@@ -231,6 +236,11 @@ impl fmt::Display for MirrorError {
                 "{path} is not like the source there, and cannot be made so: {status}; see that nothing else \
                  is in its way (a directory with files that only the mirror has is not removed), and that the \
                  login user may write there"
+            ),
+            MirrorError::Unread { path, status } => write!(
+                f,
+                "{path} cannot be read there, so the mirror was not compared: {status}; see that the login user may \
+                 read it"
             ),
             MirrorError::TooManyParked { first } => {
                 write!(
@@ -253,8 +263,7 @@ impl fmt::Display for MirrorError {
 }
 
 /// What to do where a mirror is not what it was.
-const COPY: &str =
-    "copy the source there (rsync -a --delete), then run `proxyfs resume` for this mirror";
+const SYNC: &str = "run `proxyfs sync` for this mirror, which makes it like the source";
 
 /// What to do about a refusal.
 fn advice(status: &Status) -> &'static str {

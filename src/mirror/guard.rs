@@ -19,6 +19,7 @@ use super::source::Source;
 use crate::change::{Change, RelPath, Seq};
 use crate::config::MaxDelete;
 use crate::journal::Row;
+use rustix::fs::FileType;
 use std::collections::VecDeque;
 use std::io;
 
@@ -127,7 +128,8 @@ impl Source {
         let mut open = vec![RelPath::root()];
         let mut found = 0;
         while let Some(directory) = open.pop() {
-            for (name, is_directory) in self.listing(&directory)? {
+            for (name, stat) in self.list(&directory)?.unwrap_or_default() {
+                let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
                 let Ok(path) = directory.join(&name) else {
                     continue;
                 };

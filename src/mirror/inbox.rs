@@ -24,6 +24,8 @@ pub enum Notice {
     Resume,
     /// Try again at once what failed, parked changes too; what is paused stays so.
     TryAgain,
+    /// All of the mirror is to be made like the source: the journal tells how.
+    Sync,
     /// End.
     Stop,
 }

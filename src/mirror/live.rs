@@ -1,6 +1,7 @@
 //! What `status` shows of a worker: written by the worker, read by whoever asks, without waiting.
 
-use crate::change::Seq;
+use super::repair::Counts;
+use crate::change::{RelPath, Seq};
 use crate::status::{MirrorState, Totals};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -36,8 +37,42 @@ pub struct Now {
     pub done: (u64, u64),
     /// What the mirror's server lacks.
     pub unsupported: Vec<String>,
+    /// A repair that is under way, or was.
+    pub repair: Option<Repairing>,
+    /// A comparison that is under way.
+    pub verify: Option<Repairing>,
     /// What was done since this worker was started.
     pub totals: Totals,
+}
+
+/// How far a repair is.
+#[derive(Clone, Debug)]
+pub struct Repairing {
+    /// What was done in this session.
+    pub counts: Counts,
+    /// The directory where it is.
+    pub at: String,
+    /// Since when.
+    pub since: Instant,
+    /// Whether it is, or was.
+    pub running: bool,
+    /// How much of a tree was walked, 0 to 1.
+    pub walked: f64,
+    /// A sync was asked for that has not begun.
+    asked: bool,
+}
+
+impl Repairing {
+    fn new() -> Repairing {
+        Repairing {
+            counts: Counts::default(),
+            at: String::new(),
+            since: Instant::now(),
+            running: true,
+            walked: 0.0,
+            asked: false,
+        }
+    }
 }
 
 struct Inner {
@@ -69,6 +104,8 @@ impl Live {
             ops_per_second: 0.0,
             done: (0, 0),
             unsupported: Vec::new(),
+            repair: None,
+            verify: None,
             totals: Totals::default(),
         };
         Live(Mutex::new(Inner {
@@ -147,6 +184,62 @@ impl Live {
     /// It has turned out what the mirror can't get.
     pub(super) fn lacks(&self, unsupported: Vec<String>) {
         self.inner().now.unsupported = unsupported;
+    }
+
+    /// A repair is at work.
+    pub(super) fn repairing(&self, counts: Counts, at: Option<&RelPath>) {
+        let now = &mut self.inner().now;
+        now.state = MirrorState::Syncing;
+        let repair = now.repair.get_or_insert_with(Repairing::new);
+        if !repair.running {
+            repair.since = Instant::now();
+        }
+        (repair.counts, repair.running) = (counts, true);
+        if let Some(at) = at {
+            repair.at = at.to_string();
+        }
+    }
+
+    /// A sync was asked for: it is under way from here on, though the worker has yet to hear of it.
+    pub(super) fn sync_is_asked(&self) {
+        let asked = true;
+        self.inner().now.repair = Some(Repairing {
+            asked,
+            ..Repairing::new()
+        });
+    }
+
+    /// It begins.
+    pub(super) fn begins_sync(&self) {
+        self.inner().now.repair = Some(Repairing::new());
+    }
+
+    /// A comparison is under way, or is over.
+    pub(super) fn verifying(&self, counts: Option<Counts>, at: Option<&RelPath>) {
+        let now = &mut self.inner().now;
+        let Some(counts) = counts else {
+            now.verify = None;
+            return;
+        };
+        let verify = now.verify.get_or_insert_with(Repairing::new);
+        verify.counts = counts;
+        if let Some(at) = at {
+            verify.at = at.to_string();
+        }
+    }
+
+    /// So much of a tree is walked.
+    pub(super) fn walked(&self, part: f64) {
+        if let Some(repair) = &mut self.inner().now.repair {
+            repair.walked = part;
+        }
+    }
+
+    /// No repair is to be made any more.
+    pub(super) fn repaired(&self) {
+        if let Some(repair) = self.inner().now.repair.as_mut().filter(|r| !r.asked) {
+            repair.running = false;
+        }
     }
 
     /// The worker is at work: `drained` when nothing is left to do, `at_rest` when no parked change is being

@@ -250,6 +250,7 @@ mod tests {
         Reply::Names(vec![Name {
             name: text.as_bytes().to_vec(),
             attrs: Attrs::default(),
+            links: None,
         }])
     }
 

@@ -39,6 +39,7 @@ use super::live::Live;
 use super::marker::{Marker, Renewal};
 use super::plan::{self, Place, Publish, Rules, Staging, Verdict};
 use super::related::PathIndex;
+use super::repair::{self, Counts};
 use super::resume::{Kept, Memory, Staged};
 use super::scars::Scars;
 use super::settle::Settle;
@@ -59,6 +60,7 @@ mod job;
 mod lacking;
 mod loading;
 mod mending;
+mod passing;
 mod progress;
 mod publishing;
 mod staging;
@@ -183,6 +185,8 @@ pub struct Pipeline<'a, R: Remote> {
     arrivals: HashMap<RelPath, u32>,
     /// A row waits for others to be noted as done.
     barrier: bool,
+    /// Something has come since it was looked what may pass a file that is being sent.
+    may_pass: bool,
     /// The first row that is to be dealt with alone.
     trouble: Option<Seq>,
     settle: Settle,
@@ -199,6 +203,12 @@ pub struct Pipeline<'a, R: Remote> {
     repairing: bool,
     /// What was heard while a repair was under way.
     heard: VecDeque<Notice>,
+    /// The last number that a repair has made a file ready under.
+    repair_number: Seq,
+    /// Files with several names that repairs have seen.
+    linked: HashMap<u64, (RelPath, u64)>,
+    /// What the repairs of this session have done.
+    repaired_counts: Counts,
     recorded_at: Instant,
     /// Everything up to here is done, directories' times included.
     settled: Seq,
@@ -233,6 +243,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
         let parked = setup.reader.parked(setup.name, usize::MAX)?;
         let mends = setup.reader.repairs(setup.name)?;
         let scars = Scars::new(mends, setup.parked_pause, setup.try_again);
+        let before = setup.live.now().repair.filter(|repair| repair.running);
         let held = Held::new(parked, setup.parked_pause, setup.try_again);
         let now = Instant::now();
         Ok(Pipeline {
@@ -256,6 +267,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             pivots: PathIndex::default(),
             arrivals: HashMap::new(),
             barrier: false,
+            may_pass: true,
             trouble: None,
             settle: Settle::new(touched, now),
             shut_out: Vec::new(),
@@ -267,6 +279,9 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             scars,
             repairing: false,
             heard: VecDeque::new(),
+            repair_number: repair::NUMBERS,
+            linked: HashMap::new(),
+            repaired_counts: before.map_or(Counts::default(), |repair| repair.counts),
             recorded_at: now,
             settled: 0,
             settling: None,
@@ -304,6 +319,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
     }
 
     fn work(&mut self) -> Result<Ended, MirrorError> {
+        self.begin_sync()?;
         loop {
             while let Some(notice) = self.heard.pop_front().or_else(|| self.setup.inbox.next()) {
                 match notice {
@@ -313,6 +329,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
                         self.held.try_again();
                         self.scars.try_again();
                     }
+                    Notice::Sync => self.begin_sync()?,
                     Notice::Changes => {}
                 }
             }
@@ -341,6 +358,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             self.show();
             self.pump()?;
             while let Some((ticket, reply)) = self.remote.reply() {
+                self.may_pass = true;
                 self.take(ticket, reply)?;
             }
         }
@@ -432,85 +450,6 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             Some(Purpose::Marker) => self.take_marker(&reply),
             None => Ok(()), // a removal of which nothing is to be learned
         }
-    }
-
-    fn unrecorded(&self) -> bool {
-        self.window
-            .front()
-            .is_some_and(|j| matches!(j.step, Step::Done | Step::Held(_)))
-    }
-
-    fn record_if_due(&mut self) -> Result<(), MirrorError> {
-        let due = self.barrier
-            || self.publishing == 0
-            || self.recorded_at.elapsed() >= RECORD_EVERY
-            || self.window.len() >= WINDOW - LOAD;
-        if (due && self.unrecorded()) || self.settle.has_news() || self.scars.has_news() {
-            self.record()?;
-            if self.barrier {
-                self.publish()?; // what waited for it need not wait for the next reply
-            }
-        }
-        Ok(())
-    }
-
-    /// Notes in the journal what is done.
-    fn record(&mut self) -> Result<(), MirrorError> {
-        let mut done = None;
-        let (mut parked, mut unparked) = (Vec::new(), Vec::new());
-        while self.unrecorded() {
-            let Some(mut job) = self.window.pop_front() else {
-                break;
-            };
-            let seq = job.row.seq;
-            self.by_path.left(&job.row);
-            self.forget_in_flight(&mut job);
-            self.remove_left(job.staged());
-            // One that was set aside is behind the cursor already.
-            if seq > self.cursor {
-                self.cursor = seq;
-                done = Some((seq, job.row.cum_bytes));
-            }
-            if let Step::Held(error) = job.step {
-                parked.push(self.held.note(job.row, error));
-                continue;
-            }
-            if self.held.done(seq) {
-                unparked.push(seq);
-            }
-            let (name, change) = (self.setup.name, &job.row.change);
-            log::debug!("mirror {name}: {seq} {change} is done");
-            if !job.taken_up {
-                self.scars.follow(&job.row.change, seq);
-            }
-            self.ghosts.follow(&job.row.change, job.absent);
-            if self.setup.rules.setstat && !matches!(job.stage, Stage::Gone | Stage::Covered(_)) {
-                self.settle.touch_for(&job.row.change);
-            }
-        }
-        let (touched, settled) = self.settle.news();
-        let (ghosts, laid) = self.ghosts.news();
-        self.scars.heal(self.cursor);
-        let (mends, healed) = self.scars.news();
-        let none_aside =
-            parked.is_empty() && unparked.is_empty() && mends.is_empty() && healed.is_empty();
-        if done.is_none() && none_aside && touched.is_empty() && settled.is_empty() {
-            return Ok(());
-        }
-        let progress = Progress {
-            cursor: done,
-            touched,
-            settled,
-            ghosts,
-            laid,
-            parked,
-            unparked,
-            mends,
-            healed,
-        };
-        self.setup.journal.advance(self.setup.name, &progress)?;
-        self.recorded_at = Instant::now();
-        Ok(())
     }
 
     fn is_drained(&self) -> bool {

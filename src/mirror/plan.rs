@@ -114,10 +114,40 @@ pub struct Rules {
     pub posix_rename: bool,
     /// Whether a file can have several names.
     pub hardlink: bool,
+    /// Whether files are on the disk there before they are seen.
+    pub fsync: Wish,
+    /// Whether changes may pass a file that is being sent and has nothing to do with them.
+    pub relaxed: bool,
     /// Whether attributes can be set by path, and so those of directories.
     pub setstat: bool,
     /// Whether they can be set by handle.
     pub fsetstat: bool,
+}
+
+/// Something that the settings may ask for, and the server may lack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// Not asked for.
+    No,
+    /// Asked for, and done.
+    Yes,
+    /// Asked for in vain.
+    InVain,
+}
+
+impl Wish {
+    /// What a setting asks for.
+    pub fn of(asked: bool) -> Wish {
+        if asked { Wish::Yes } else { Wish::No }
+    }
+
+    /// What becomes of it on a server that can do it, or can't.
+    pub fn on(self, can: bool) -> Wish {
+        match self {
+            Wish::Yes if !can => Wish::InVain,
+            Wish::No | Wish::Yes | Wish::InVain => self,
+        }
+    }
 }
 
 impl Default for Rules {
@@ -129,6 +159,8 @@ impl Default for Rules {
             span: Span::default(),
             posix_rename: true,
             hardlink: true,
+            fsync: Wish::No,
+            relaxed: false,
             setstat: true,
             fsetstat: true,
         }

@@ -8,7 +8,7 @@
 use super::errors::{BaseTrouble, MirrorError};
 use super::marker;
 use super::pipeline::MARKS;
-use super::plan::{PRIVATE_DIR, Place, Rules, is_dir};
+use super::plan::{PRIVATE_DIR, Place, Rules, Wish, is_dir};
 use super::resume::{Kept, Staged};
 use crate::change::Seq;
 use crate::journal::Position;
@@ -35,6 +35,8 @@ pub struct Known<'a> {
     ///
     /// [`Journal::marker`]: crate::journal::Journal::marker
     pub marker: (Option<Seq>, Option<Seq>),
+    /// All of it is about to be made like the source, as an administrator has asked: it need not be what it was.
+    pub asked: bool,
 }
 
 /// What a session begins with.
@@ -44,6 +46,8 @@ pub struct Prepared {
     pub rules: Rules,
     /// What may go on where an earlier session was cut.
     pub kept: Kept,
+    /// Nothing is known of what it holds.
+    pub fresh: bool,
 }
 
 /// What [`prepare`] has to know first; none changes anything or needs another to be through, so they can be
@@ -91,7 +95,8 @@ pub(super) fn prepare_asked<R: Remote>(
     wanted: Rules,
 ) -> Result<Prepared, MirrorError> {
     let position = known.position;
-    if position.lacks > 0 {
+    // One that the log has dropped is made like the source by itself; one that was away may be another's by now.
+    if position.lacks > 0 && position.away && !known.asked {
         return Err(MirrorError::Lacks {
             changes: position.lacks,
         });
@@ -101,6 +106,7 @@ pub(super) fn prepare_asked<R: Remote>(
         lsetstat: wanted.lsetstat && features.lsetstat,
         posix_rename: wanted.posix_rename && features.posix_rename,
         hardlink: wanted.hardlink && features.hardlink,
+        fsync: wanted.fsync.on(features.fsync),
         ..wanted
     };
     let path = String::from_utf8_lossy(&place.base()).into_owned();
@@ -120,7 +126,7 @@ pub(super) fn prepare_asked<R: Remote>(
         in_private,
         in_stage,
     ] = std::array::from_fn(|_| replies.next().unwrap_or(Reply::Ok));
-    if !position.adopted && is_empty(remote, place.base())? {
+    if !position.adopted && !known.asked && is_empty(remote, place.base())? {
         return Err(MirrorError::NeedsSync { path });
     }
     let before = match at_base {
@@ -133,7 +139,10 @@ pub(super) fn prepare_asked<R: Remote>(
             return Err(base(BaseTrouble::NotADirectory));
         }
     };
-    marker::judge([&mark, &new_mark], known.source_id, known.marker, &path)?;
+    let fresh = match marker::judge([&mark, &new_mark], known.source_id, known.marker, &path) {
+        Err(MirrorError::Marker { what, .. }) if known.asked && what.needs_sync() => true,
+        judged => judged.map(|()| !position.adopted || position.lacks > 0)?,
+    };
     let not_writable = |refused| base(BaseTrouble::NotWritable(refused));
     if !is_directory(&at_private) {
         make(remote, place.private_dir())?.map_err(not_writable)?;
@@ -155,7 +164,7 @@ pub(super) fn prepare_asked<R: Remote>(
         make(remote, place.stage_dir())?.map_err(not_writable)?;
     }
     let kept = clear_stage(remote, place, known, rules, [in_private, in_stage])?;
-    Ok(Prepared { rules, kept })
+    Ok(Prepared { rules, kept, fresh })
 }
 
 fn is_directory(reply: &Reply) -> bool {
@@ -199,6 +208,10 @@ pub(super) fn unsupported(rules: &Rules) -> Vec<String> {
              by that name",
         ),
         (
+            rules.fsync != Wish::InVain,
+            "fsync (the server lacks fsync@openssh.com): files are seen before they are surely on the disk",
+        ),
+        (
             rules.setstat || rules.fsetstat,
             "modes and times (the server denies setstat and fsetstat): files get their mode when they are sent",
         ),
@@ -229,7 +242,9 @@ fn clear_stage<R: Remote>(
         let Some(staged) = Staged::parse(&name.name) else {
             continue;
         };
-        let is_big = name.attrs.size.is_none_or(|size| size >= rules.span.from);
+        // Those that are to be on the disk are sent again: see `resume.rs`.
+        let is_big =
+            rules.fsync == Wish::No && name.attrs.size.is_none_or(|size| size >= rules.span.from);
         match staged.version {
             Some(version) if staged.seq > position.cursor && is_big => {
                 kept.add(staged.seq, version);

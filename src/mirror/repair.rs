@@ -1,52 +1,80 @@
-//! Makes a path on a mirror like the source, whatever it is there now (rule R3).
+//! Makes paths on a mirror like the source, whatever they are there now (rules R3 and R7).
 //!
 //! The danger is to make it worse: to show a file half (P4), to follow a symbolic link out of the tree, to
 //! remove what only the mirror has. So files and links come through the staging area and a rename, as ever;
-//! everything is looked at with LSTAT; a directory that is in the way, or that the source has not, is removed
-//! only if it is empty, and what only the mirror has below is kept, unless [`Repair::path`] is told that all
-//! below is the past of what changed there (`deep`).
+//! nothing is followed; a directory that is in the way, or that the source has not, is removed only if it is empty,
+//! and what only the mirror has below is kept, unless the repair is of a tree and is to delete.
 //!
 //! What is sent is the *present* source. So the caller repairs when the mirror is as far as the log was
 //! before, and looks afterwards what has been recorded for these paths meanwhile.
 //!
 //! What can be cut between two lines: anything. A repair that is begun anew ends the same, since it asks for
-//! nothing but what is there. J3: before anything becomes visible, `durable` is called, so that what was
+//! nothing but what is there. But a directory that was made there, and not filled, must not be taken for one that
+//! is as it was: so only a tree's repair makes directories, and that is noted in the journal first
+//! ([`Report::grows`]). J3: before anything becomes visible, `durable` is called, so that what was
 //! read here does not outlive its record; once for as many files as are ready.
 //!
-//! Memory: the names of the directories on the way down to where it is, and [`FILES`] uploads.
+//! A file that has the same type, size and modification time (in seconds, as SFTP has them) is the same; of one
+//! whose mode or owner differs only these are set. `Scope::bytes` takes no file for the same and sends it again.
+//!
+//! Work is done in slices: [`Tools::pauses`] is asked before each directory, and when it says so what is on its way
+//! is finished, and the report tells how far each tree is.
+//!
+//! Memory: the entries of the directories that are being read ([`LISTED`], or the largest directory, at some 250
+//! bytes an entry), the names of directories that are still to be walked beside the way down, and [`FILES`] uploads.
+
+pub mod order;
+
+mod compare;
+mod files;
+mod listing;
+mod reading;
+mod walk;
 
 use super::errors::MirrorError;
-use super::plan::{self, Place, Rules, is_dir, stage_symlink};
-use super::source::{Entry, Kind, Source, times_of};
-use super::upload::{Outcome, Start, Upload, Wanted};
-use crate::change::{Owner, RelPath, Seq};
+use super::plan::{self, Place, Rules, is_dir};
+use super::source::{Entry, Kind, Source};
+use crate::change::{Depth, Owner, RelPath, Scope, Seq};
 use crate::sftp::{Attrs, Remote, Reply, Request, Status, Ticket, code};
-use std::collections::HashMap;
+pub use compare::Difference;
+use compare::{Sort, sort_of, sort_there};
+use files::{File, Link};
+use listing::{Listings, There};
+use reading::Reading;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::time::Duration;
+use walk::Dir;
 
 /// Files on their way at once.
-const FILES: usize = 64;
+const FILES: usize = 256;
 
-/// Bytes of file data without a reply at most.
-const UNACKNOWLEDGED: usize = 4 << 20;
+/// Bytes of file data without a reply at most, on each lane.
+const UNACKNOWLEDGED: usize = 3 << 20;
 
-/// The first of the numbers under which files are made ready here: far above those of changes.
-const NUMBERS: Seq = 1 << 62;
+/// The numbers under which files are made ready here are above this one: far above those of changes.
+pub const NUMBERS: Seq = 1 << 62;
+
+/// Files with several names that are known at most.
+const LINKED: usize = 100_000;
+
+/// Directories that are being read at once, where the server has the handles.
+const DIRECTORIES: usize = 192;
+
+/// Entries of directories that are kept before their turn comes.
+const LISTED: usize = 50_000;
 
 /// So often a file that changes while it is read is sent again. Its next content is in the log.
 const AGAIN: u32 = 3;
 
-/// How a repair ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Repaired {
-    /// It is like the source.
-    Done,
-    /// The mirror did not take this. The rest may not have been done.
-    Refused(RelPath, Status),
-    /// It was told to stop.
-    Interrupted,
-}
+/// Refusals in a slice at most: with more it ends.
+const REFUSED: usize = 1000;
+
+/// Differences that are told in full at most.
+const DIFFERENCES: usize = 10_000;
+
+/// Paths that only the mirror has are named, up to so many of them.
+pub const NAMED: usize = 1000;
 
 /// What it works with.
 pub struct Tools<'a> {
@@ -58,410 +86,456 @@ pub struct Tools<'a> {
     pub rules: Rules,
     /// Makes durable what is in the log.
     pub durable: &'a dyn Fn() -> Result<(), MirrorError>,
-    /// Whether to stop.
+    /// Whether to stop at once.
     pub stop: &'a dyn Fn() -> bool,
+    /// Whether the slice is over.
+    pub pauses: &'a dyn Fn() -> bool,
+    /// Is told how far it is, now and again.
+    pub show: &'a dyn Fn(&Counts, Option<&RelPath>),
+    /// Nothing is changed there: it is only told in what entries differ.
+    pub compare: bool,
+    /// Whether a path, and what is below it, is left alone.
+    pub spares: &'a dyn Fn(&RelPath) -> bool,
+    /// Whether a file below is to be sent whatever it looks like; none: nothing is known of it.
+    pub resends: &'a dyn Fn(&RelPath) -> Option<bool>,
 }
 
-/// A repair under way.
+/// One path that is to be made like the source.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Which.
+    pub path: RelPath,
+    /// How much of it.
+    pub scope: Scope,
+    /// Its own bytes are sent whatever it looks like.
+    pub resend: bool,
+    /// Of a tree: it was walked up to here.
+    pub walked: Option<RelPath>,
+}
+
+/// How far a job is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It is like the source, but for what was refused, or has grown.
+    Done,
+    /// The walk has come to this directory.
+    Upto(RelPath),
+    /// It was not begun, or not far enough to be told.
+    Untouched,
+}
+
+/// Something that the mirror did not take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// What.
+    pub path: RelPath,
+    /// It is a directory that can't be read or made: all that is below is concerned.
+    pub whole: bool,
+    /// What the server said.
+    pub status: Status,
+}
+
+/// What has been done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Entries of the source that were compared.
+    pub entries: u64,
+    /// Files, links and directories that were made or replaced.
+    pub sent: u64,
+    /// Bytes of file data in them.
+    pub bytes: u64,
+    /// Entries of which only attributes were set.
+    pub set: u64,
+    /// Entries that were removed.
+    pub removed: u64,
+    /// Entries that only the mirror has, and that were kept.
+    pub extras: u64,
+}
+
+impl Counts {
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: Counts) -> Counts {
+        Counts {
+            entries: self.entries + other.entries,
+            sent: self.sent + other.sent,
+            bytes: self.bytes + other.bytes,
+            set: self.set + other.set,
+            removed: self.removed + other.removed,
+            extras: self.extras + other.extras,
+        }
+    }
+}
+
+/// What came of a slice.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Of each job. Empty: it was told to stop.
+    pub ends: Vec<End>,
+    /// What the mirror did not take.
+    pub refused: Vec<Refusal>,
+    /// Directories that the mirror has not at all: trees to be repaired.
+    pub grows: Vec<(RelPath, Scope)>,
+    /// Directories whose modes and times are to be set.
+    pub touched: BTreeSet<RelPath>,
+    /// Paths below a tree of which more was known, and that are repaired with it.
+    pub also: Vec<RelPath>,
+    /// What only the mirror has.
+    pub extras: Vec<RelPath>,
+    /// In what entries differ, if nothing is to be changed: so many of them as there is room for.
+    pub differences: Vec<(RelPath, Difference)>,
+    /// How many more there are.
+    pub further: u64,
+    /// How much was done.
+    pub counts: Counts,
+    /// The last number that a file was made ready under.
+    pub number: Seq,
+    /// Files with several names that are there: inode, a name, and how many are still to come.
+    pub linked: HashMap<u64, (RelPath, u64)>,
+}
+
+/// A slice under way.
 pub struct Repair<'a, R: Remote> {
     tools: Tools<'a>,
     remote: &'a mut R,
-    files: HashMap<Seq, File>,
+    jobs: Vec<Job>,
+    report: Report,
     tickets: HashMap<Ticket, Purpose>,
-    number: Seq,
-    /// What is ready to be shown: number and path.
-    ready: Vec<(Seq, RelPath)>,
-    refused: Option<(RelPath, Status)>,
-    answer: Option<Reply>,
-    /// Files with several names that were sent: inode, and a name.
-    pub linked: HashMap<u64, RelPath>,
-    /// Directories in which something was changed, or that were made: their modes and times are yet to be set.
-    touched: Vec<RelPath>,
-}
-
-/// A file on its way.
-struct File {
-    path: RelPath,
-    entry: Entry,
-    upload: Box<Upload>,
-    in_place: bool,
-    tries: u32,
+    listings: Listings,
+    /// Directories that are to be walked, in order.
+    queue: VecDeque<Dir>,
+    /// Of each job the directory that was walked last.
+    last: Vec<Option<RelPath>>,
+    next_id: u64,
+    files: std::collections::BTreeMap<Seq, File>,
+    /// Files to be sent once more.
+    again: Vec<File>,
+    /// What is ready to be shown.
+    ready: Vec<files::Ready>,
+    links: HashMap<Seq, Link>,
+    /// Files that are read back.
+    reading: std::collections::BTreeMap<Seq, Reading>,
+    /// Names that are to be given to files once these are there.
+    later: Vec<(RelPath, RelPath)>,
+    /// Files with several names that are there: inode, a name, and how many are still to come.
+    pub linked: HashMap<u64, (RelPath, u64)>,
+    /// What was looked for, by job.
+    looks: Vec<Option<Result<Option<Attrs>, Status>>>,
 }
 
 enum Purpose {
     /// A request for this file.
     Send(Seq),
+    /// One for a file that is read back.
+    Read(Seq, reading::Asked),
+    /// One for this symbolic link.
+    Symlink(Seq),
+    /// A second name for a file, made ready under this number.
+    Name(Seq, RelPath),
     /// A request whose refusal counts, about this path.
     Must(RelPath),
-    /// The question that is being waited for.
-    Ask,
+    /// A removal: what is gone is removed.
+    Gone(RelPath),
+    /// A directory is to be there.
+    Made(RelPath),
+    /// Where a symbolic link points to, and where it should.
+    Target(RelPath, Box<Entry>, Attrs),
+    /// What is at a job's path.
+    Look(usize),
 }
 
-/// What is still to be done, the last first.
-enum Task {
-    /// Make this like the source; `fresh`: nothing is there.
-    Fix { path: RelPath, fresh: bool },
-    /// Remove what is there, with all below.
-    Clear(RelPath),
-    /// Remove a directory that was cleared.
-    Rmdir(RelPath),
+/// What comes of an entry.
+enum Next {
+    Nothing,
+    /// A directory to go into; `true`: it was just made.
+    Into(bool),
 }
 
 impl<'a, R: Remote> Repair<'a, R> {
-    /// Begins with nothing.
-    pub fn new(remote: &'a mut R, tools: Tools<'a>) -> Repair<'a, R> {
+    /// Begins with nothing. Files are made ready under numbers above `number`.
+    pub fn new(remote: &'a mut R, tools: Tools<'a>, number: Seq) -> Repair<'a, R> {
         Repair {
             tools,
             remote,
-            files: HashMap::new(),
+            jobs: Vec::new(),
+            report: Report {
+                number,
+                ..Report::default()
+            },
             tickets: HashMap::new(),
-            number: NUMBERS,
+            listings: Listings::default(),
+            queue: VecDeque::new(),
+            last: Vec::new(),
+            next_id: 0,
+            files: std::collections::BTreeMap::new(),
+            again: Vec::new(),
             ready: Vec::new(),
-            refused: None,
-            answer: None,
+            links: HashMap::new(),
+            reading: std::collections::BTreeMap::new(),
+            later: Vec::new(),
             linked: HashMap::new(),
-            touched: Vec::new(),
+            looks: Vec::new(),
         }
     }
 
-    /// Makes `path` like the source. What the source has and the mirror has not at all comes with all that is
-    /// below. `deep`: so does a directory that both have, and what lies in the way may be full.
+    /// Makes the paths of `jobs` like the source, or a part of them. They are to be in the order of their paths, and
+    /// none that the source has may lie below another that it has.
     ///
     /// # Errors
     /// The connection's; the source can't be read.
-    pub fn path(&mut self, path: &RelPath, deep: bool) -> Result<Repaired, MirrorError> {
-        let (path, fresh) = (path.clone(), false);
-        let mut tasks = vec![Task::Fix { path, fresh }];
-        while let Some(task) = tasks.pop() {
-            if (self.tools.stop)() {
-                return Ok(Repaired::Interrupted);
-            }
-            match task {
-                Task::Fix { path, fresh } => self.fix(path, fresh, deep, &mut tasks)?,
-                Task::Clear(path) => self.clear(path, &mut tasks)?,
-                Task::Rmdir(path) => {
-                    self.drain()?;
-                    let there = self.tools.place.path(&path);
-                    self.must(path, Request::Rmdir { path: there })?;
-                }
-            }
-            if let Some((path, status)) = self.refused.take() {
-                self.drain()?;
-                self.refused = None;
-                return Ok(Repaired::Refused(path, status));
-            }
+    pub fn run(mut self, jobs: Vec<Job>) -> Result<Report, MirrorError> {
+        self.last = jobs.iter().map(|job| job.walked.clone()).collect();
+        self.report.ends = vec![End::Untouched; jobs.len()];
+        self.jobs = jobs;
+        let done = self.look_at_all()? && self.fix_all()? && self.walk()?;
+        self.listings.drop_all(self.remote);
+        if !done {
+            self.report.ends.clear();
+            return Ok(self.report);
         }
         self.drain()?;
-        Ok(match self.refused.take() {
-            Some((path, status)) => Repaired::Refused(path, status),
-            None => Repaired::Done,
-        })
+        while self.listings.is_waiting() {
+            self.turn()?;
+        }
+        self.end_jobs();
+        self.report.linked = self.linked;
+        Ok(self.report)
     }
 
-    /// The directories whose modes and times are to be set.
-    pub fn touched(&mut self) -> Vec<RelPath> {
-        std::mem::take(&mut self.touched)
+    fn end_jobs(&mut self) {
+        let mut open: Vec<bool> = vec![false; self.jobs.len()];
+        self.queue.iter().for_each(|dir| open[dir.job] = true);
+        for (job, open) in open.into_iter().enumerate() {
+            self.report.ends[job] = match (open, self.last[job].take()) {
+                (false, _) => End::Done,
+                (true, Some(upto)) => End::Upto(upto),
+                (true, None) => End::Untouched,
+            };
+        }
     }
 
-    fn fix(
-        &mut self,
-        path: RelPath,
-        fresh: bool,
-        deep: bool,
-        tasks: &mut Vec<Task>,
-    ) -> Result<(), MirrorError> {
-        let entry = self
-            .tools
-            .source
-            .entry(&path)
-            .map_err(source_error(&path))?;
-        let there = if fresh { None } else { self.look(&path)? };
-        let here = entry
-            .as_ref()
-            .is_some_and(|e| matches!(e.kind, Kind::Directory));
-        let directory = here || there.is_some_and(|attrs| is_dir(&attrs));
-        if self.tools.source.excludes(&path, directory) {
-            return Ok(()); // whatever it is
+    /// Asks what is at each job's path. Says whether to go on.
+    fn look_at_all(&mut self) -> Result<bool, MirrorError> {
+        self.looks = self.jobs.iter().map(|_| None).collect();
+        let mut next = 0;
+        let mut waiting = self.jobs.len();
+        while waiting > 0 {
+            while next < self.jobs.len() && self.remote.outstanding() < 1024 {
+                if self.jobs[next].walked.is_some() {
+                    self.looks[next] = Some(Ok(None)); // not asked for
+                } else {
+                    let path = self.tools.place.path(&self.jobs[next].path);
+                    let ticket = self.remote.send(Request::Lstat { path });
+                    self.tickets.insert(ticket, Purpose::Look(next));
+                }
+                next += 1;
+            }
+            waiting = self.looks.iter().filter(|look| look.is_none()).count();
+            if waiting > 0 {
+                self.turn()?;
+            }
+            if (self.tools.stop)() {
+                return Ok(false);
+            }
         }
-        let entry = entry.filter(|entry| !matches!(entry.kind, Kind::Other));
-        self.touched.extend(path.parent());
-        let Some(entry) = entry else {
-            if there.is_some() {
-                self.put_away(path, there, deep, tasks)?;
+        Ok(true)
+    }
+
+    /// What goes, goes from below; what comes, comes from above.
+    fn fix_all(&mut self) -> Result<bool, MirrorError> {
+        let mut comes = Vec::new();
+        for job in (0..self.jobs.len()).rev() {
+            let path = self.jobs[job].path.clone();
+            let entry = self.tools.source.entry(&path);
+            match entry.map_err(source_error(&path))? {
+                None => {
+                    self.fix_job(job, None)?;
+                }
+                Some(entry) => comes.push((job, entry)),
             }
-            return Ok(());
-        };
-        let is_there = |dir: bool| there.is_some_and(|attrs| is_dir(&attrs) == dir);
-        if let Kind::Directory = entry.kind {
-            if is_there(false) {
-                self.put_away(path.clone(), there, deep, tasks)?;
+            if (self.tools.stop)() {
+                return Ok(false);
             }
-            let made = !is_there(true);
-            if made {
-                self.make_directory(&path, &entry)?;
-            }
-            self.touched.push(path.clone());
-            if made || deep {
-                self.go_into(&path, made, tasks)?;
-            }
-            return Ok(());
         }
-        if is_there(true) {
-            // First what is in the way, then this again.
-            let fresh = false;
-            if deep {
-                tasks.push(Task::Fix {
-                    path: path.clone(),
+        for (job, entry) in comes.into_iter().rev() {
+            if let Some(walked) = self.jobs[job].walked.clone() {
+                self.resume(job, &walked)?;
+                continue;
+            }
+            if let Next::Into(fresh) = self.fix_job(job, Some(entry))? {
+                let path = self.jobs[job].path.clone();
+                self.push_back(Dir {
+                    id: 0,
+                    path,
+                    job,
                     fresh,
                 });
             }
-            self.put_away(path.clone(), there, deep, tasks)?;
-            if deep || self.refused.is_some() {
-                return Ok(());
+            if (self.tools.stop)() {
+                return Ok(false);
             }
         }
-        match &entry.kind {
-            Kind::Symlink(target) => self.make_symlink(path, target, &entry),
-            Kind::File(_) => {
-                // Its other names there show the bytes too.
-                let several = entry.stat.st_nlink > 1;
-                let first = self.linked.get(&entry.stat.st_ino).filter(|_| several);
-                if let Some(first) = first.cloned()
-                    && self.link(first, &path)?
-                {
-                    return Ok(());
-                }
-                if several {
-                    self.linked.insert(entry.stat.st_ino, path.clone());
-                }
-                self.send(path, entry, several && is_regular(there), 0)
+        Ok(true)
+    }
+
+    fn fix_job(&mut self, job: usize, entry: Option<Entry>) -> Result<Next, MirrorError> {
+        let Job {
+            path,
+            scope,
+            resend,
+            ..
+        } = self.jobs[job].clone();
+        let there = match self.looks[job].take() {
+            Some(Ok(there)) => there,
+            Some(Err(status)) => {
+                self.refuse(path, false, status);
+                return Ok(Next::Nothing);
             }
-            Kind::Directory | Kind::Other => Ok(()),
+            None => None,
+        };
+        let links = None;
+        let there = there.map(|attrs| There {
+            name: path.name().into(),
+            attrs,
+            links,
+        });
+        let sort = entry.as_ref().map(|entry| sort_of(&entry.stat));
+        let next = self.fix(
+            job,
+            path.clone(),
+            entry.map(|e| e.stat),
+            there.as_ref(),
+            resend,
+        )?;
+        self.report.counts.entries += 1;
+        // Something is not known of a directory, else it were no job.
+        if sort == Some(Sort::Directory) {
+            self.report.touched.insert(path);
         }
+        Ok(match (next, scope.depth) {
+            (Next::Into(_), Depth::Entry) => Next::Nothing,
+            (next, _) => next,
+        })
+    }
+
+    /// Makes one entry like the source's, which is `here`.
+    fn fix(
+        &mut self,
+        job: usize,
+        path: RelPath,
+        here: Option<rustix::fs::Stat>,
+        there: Option<&There>,
+        resend: bool,
+    ) -> Result<Next, MirrorError> {
+        let sort = here.as_ref().map(sort_of);
+        let is_directory = sort == Some(Sort::Directory) || there.is_some_and(|t| is_dir(&t.attrs));
+        if self.tools.source.excludes(&path, is_directory) {
+            return Ok(Next::Nothing); // whatever it is
+        }
+        if self.tools.compare {
+            let bytes = self.jobs[job].scope.bytes;
+            let here = here.filter(|_| sort != Some(Sort::Other));
+            return self.compare_only(path, here, there, bytes);
+        }
+        let Some(here) = here.filter(|_| sort != Some(Sort::Other)) else {
+            if let Some(there) = there {
+                self.put_away(job, path, &there.attrs)?;
+            }
+            return Ok(Next::Nothing);
+        };
+        let kind = there.map(|there| sort_there(&there.attrs));
+        if sort == Some(Sort::Directory) {
+            if let (Some(Sort::Directory), Some(there)) = (kind, there) {
+                self.compare_directory(&path, &here, &there.attrs);
+                return Ok(Next::Into(false));
+            }
+            if self.jobs[job].scope.depth != Depth::Tree {
+                let scope = self.jobs[job].scope;
+                self.report.grows.push((path, scope));
+                return Ok(Next::Nothing);
+            }
+            if let Some(there) = there {
+                self.put_away(job, path.clone(), &there.attrs)?;
+            }
+            self.make_directory(&path, &here)?;
+            return Ok(Next::Into(true));
+        }
+        if let (Some(Sort::Directory), Some(there)) = (kind, there) {
+            self.put_away(job, path.clone(), &there.attrs)?;
+        }
+        let there = there.filter(|_| kind != Some(Sort::Directory));
+        if sort == Some(Sort::Symlink) {
+            self.fix_symlink(path, there)?;
+            return Ok(Next::Nothing);
+        }
+        let there = there.filter(|_| kind == Some(Sort::File));
+        let bytes = self.jobs[job].scope.bytes || resend;
+        self.fix_file(path, &here, there, bytes)?;
+        Ok(Next::Nothing)
     }
 
     /// Takes away what is at a path that the source has nothing at, or something else.
-    fn put_away(
-        &mut self,
-        path: RelPath,
-        there: Option<Attrs>,
-        deep: bool,
-        tasks: &mut Vec<Task>,
-    ) -> Result<(), MirrorError> {
+    fn put_away(&mut self, job: usize, path: RelPath, there: &Attrs) -> Result<(), MirrorError> {
+        let scope = self.jobs[job].scope;
+        self.report.touched.extend(path.parent());
+        self.report.counts.removed += 1;
         let at = self.tools.place.path(&path);
-        match there {
-            Some(attrs) if is_dir(&attrs) && deep => {
-                tasks.push(Task::Clear(path));
-                Ok(())
-            }
-            Some(attrs) if is_dir(&attrs) => self.must(path, Request::Rmdir { path: at }),
-            _ => self.must(path, Request::Remove { path: at }),
-        }
-    }
-
-    /// Removes what is in a directory; it goes itself when that is done.
-    fn clear(&mut self, path: RelPath, tasks: &mut Vec<Task>) -> Result<(), MirrorError> {
-        let names = self.list(&path)?;
-        tasks.push(Task::Rmdir(path.clone()));
-        for name in names {
-            let Ok(child) = path.join(&name) else {
-                continue;
-            };
-            match self.look(&child)? {
-                Some(attrs) if is_dir(&attrs) => tasks.push(Task::Clear(child)),
-                Some(_) => {
-                    let at = self.tools.place.path(&child);
-                    self.send_must(child, Request::Remove { path: at });
-                }
-                None => {}
-            }
+        if !is_dir(there) {
+            self.send_as(Purpose::Gone(path), Request::Remove { path: at });
+        } else if scope.depth == Depth::Tree && scope.delete {
+            self.clear(path)?;
+        } else {
+            self.send_as(Purpose::Gone(path), Request::Rmdir { path: at });
         }
         Ok(())
     }
 
-    fn make_directory(&mut self, path: &RelPath, entry: &Entry) -> Result<(), MirrorError> {
+    fn make_directory(
+        &mut self,
+        path: &RelPath,
+        here: &rustix::fs::Stat,
+    ) -> Result<(), MirrorError> {
         (self.tools.durable)()?;
+        self.report.touched.extend(path.parent());
+        self.report.touched.insert(path.clone());
+        self.report.counts.sent += 1;
         // Open for us; its own mode is set at the end.
-        let mode = entry.stat.st_mode & 0o7777 | 0o700;
+        let mode = here.st_mode & 0o7777 | 0o700;
         let attrs = Attrs {
             mode: Some(mode),
             ..Attrs::default()
         };
         let at = self.tools.place.path(path);
-        self.must(
-            path.clone(),
-            Request::Mkdir {
-                path: at.clone(),
-                attrs,
-            },
-        )?;
+        let mkdir = Request::Mkdir {
+            path: at.clone(),
+            attrs,
+        };
+        self.send_as(Purpose::Made(path.clone()), mkdir);
         let mut attributes =
-            plan::attributes(Some(mode), Some(owner_of(entry)), None, self.tools.rules);
+            plan::attributes(Some(mode), Some(owner_of(here)), None, self.tools.rules);
         attributes.retain(|_| self.tools.rules.setstat);
         for request in plan::set(at, attributes, false) {
-            self.send_must(path.clone(), request);
+            self.send_as(Purpose::Must(path.clone()), request);
         }
         Ok(())
     }
 
-    /// What is in a directory of the source comes next; and of one that was there, what only the mirror has
-    /// goes.
-    fn go_into(
-        &mut self,
-        path: &RelPath,
-        made: bool,
-        tasks: &mut Vec<Task>,
-    ) -> Result<(), MirrorError> {
-        if self.refused.is_some() {
-            return Ok(());
+    fn refuse(&mut self, path: RelPath, whole: bool, status: Status) {
+        // What lies below a directory that could not be made fails with it.
+        let mut wholes = self
+            .report
+            .refused
+            .iter()
+            .filter(|r| r.whole)
+            .rev()
+            .take(64);
+        if !wholes.any(|refusal| path.is_at_or_below(&refusal.path)) {
+            self.report.refused.push(Refusal {
+                path,
+                whole,
+                status,
+            });
         }
-        let names = self.tools.source.names(path).map_err(source_error(path))?;
-        if !made {
-            for name in self.list(path)? {
-                if !names.contains(&name)
-                    && let Ok(extra) = path.join(&name)
-                {
-                    // Nothing is at the source, so this removes it.
-                    tasks.push(Task::Fix {
-                        path: extra,
-                        fresh: false,
-                    });
-                }
-            }
-        }
-        for name in names {
-            if let Ok(child) = path.join(&name) {
-                tasks.push(Task::Fix {
-                    path: child,
-                    fresh: made,
-                });
-            }
-        }
-        Ok(())
-    }
-
-    fn make_symlink(
-        &mut self,
-        path: RelPath,
-        target: &[u8],
-        entry: &Entry,
-    ) -> Result<(), MirrorError> {
-        let number = self.next_number();
-        let stage = self.tools.place.stage(number);
-        let (owner, times) = (owner_of(entry), times_of(&entry.stat));
-        let requests = stage_symlink(target, owner, times, stage, self.tools.rules);
-        for request in requests {
-            self.must(path.clone(), request)?;
-        }
-        if self.refused.is_none() {
-            self.ready.push((number, path));
-        }
-        Ok(())
-    }
-
-    /// Gives a file that was sent a further name.
-    /// Says whether it has it.
-    fn link(&mut self, first: RelPath, path: &RelPath) -> Result<bool, MirrorError> {
-        self.drain()?;
-        let number = self.next_number();
-        let (from, to) = (
-            self.tools.place.path(&first),
-            self.tools.place.stage(number),
-        );
-        let link = Request::Hardlink {
-            from,
-            to: to.clone(),
-        };
-        if !matches!(self.ask(link)?, Reply::Ok) {
-            return Ok(false);
-        }
-        self.ready.push((number, path.clone()));
-        self.drain()?;
-        // A rename of one name of a file over another does nothing (rename(2)).
-        self.remote.send(Request::Remove { path: to });
-        Ok(true)
-    }
-
-    /// A number to make something ready under. What an earlier repair left there is removed: it may be a
-    /// second name of a file that must not be written.
-    fn next_number(&mut self) -> Seq {
-        self.number += 1;
-        let path = self.tools.place.stage(self.number);
-        self.remote.send(Request::Remove { path }); // mostly there is none
-        self.number
-    }
-
-    /// Begins to send a file.
-    fn send(
-        &mut self,
-        path: RelPath,
-        entry: Entry,
-        in_place: bool,
-        tries: u32,
-    ) -> Result<(), MirrorError> {
-        while self.files.len() >= FILES {
-            self.turn()?;
-        }
-        let Kind::File(node) = &entry.kind else {
-            return Ok(());
-        };
-        let number = self.next_number();
-        let dest = match in_place {
-            true => self.tools.place.path(&path),
-            false => self.tools.place.stage(number),
-        };
-        if in_place {
-            (self.tools.durable)()?;
-        }
-        let Tools { source, rules, .. } = self.tools;
-        let wanted = Wanted {
-            dest,
-            in_place,
-            parts: None,
-        };
-        match Upload::start(source, node, wanted, rules, (&mut *self.remote, 0))
-            .map_err(source_error(&path))?
-        {
-            Start::Begun(upload, tickets) => {
-                for ticket in tickets {
-                    self.tickets.insert(ticket, Purpose::Send(number));
-                }
-                let file = File {
-                    path,
-                    entry,
-                    upload,
-                    in_place,
-                    tries,
-                };
-                self.files.insert(number, file);
-            }
-            // What becomes of it is in the log, or will be.
-            Start::Gone | Start::Rewritten => {}
-        }
-        self.turn_if_full()
-    }
-
-    fn turn_if_full(&mut self) -> Result<(), MirrorError> {
-        self.feed()?;
-        if self.remote.unacknowledged_bytes() >= UNACKNOWLEDGED {
-            self.turn()?;
-        }
-        Ok(())
-    }
-
-    fn feed(&mut self) -> Result<(), MirrorError> {
-        for (number, file) in &mut self.files {
-            while file.upload.wants_to_send() && self.remote.unacknowledged_bytes() < UNACKNOWLEDGED
-            {
-                let tickets = &mut self.tickets;
-                file.upload
-                    .send_next(self.remote, |ticket| {
-                        tickets.insert(ticket, Purpose::Send(*number));
-                    })
-                    .map_err(source_error(&file.path))?;
-            }
-        }
-        Ok(())
     }
 
     /// Moves bytes, takes what has come, and shows what is ready.
@@ -469,153 +543,79 @@ impl<'a, R: Remote> Repair<'a, R> {
         self.feed()?;
         self.remote.pump(Duration::from_millis(200), None)?;
         while let Some((ticket, reply)) = self.remote.reply() {
-            match self.tickets.remove(&ticket) {
-                Some(Purpose::Ask) => self.answer = Some(reply),
-                Some(Purpose::Must(path)) => self.check(path, &reply),
-                Some(Purpose::Send(number)) => self.take(number, ticket, reply)?,
-                None => {} // a removal of which nothing is to be learned
+            let Some(reply) = self.listings.take(ticket, reply, self.remote) else {
+                continue;
+            };
+            if let Some(purpose) = self.tickets.remove(&ticket) {
+                self.take(purpose, ticket, reply)?;
             }
         }
-        if !self.ready.is_empty() {
-            (self.tools.durable)()?;
-            for (number, path) in std::mem::take(&mut self.ready) {
-                let (from, to) = (self.tools.place.stage(number), self.tools.place.path(&path));
-                for request in plan::replace(from, to, self.tools.rules) {
-                    match request {
-                        // Of that nothing is to be learned.
-                        Request::Remove { .. } => drop(self.remote.send(request)),
-                        rename => self.send_must(path.clone(), rename),
-                    }
-                }
+        for file in std::mem::take(&mut self.again) {
+            self.begin(file)?;
+        }
+        self.publish()?;
+        (self.tools.show)(&self.report.counts, None);
+        Ok(())
+    }
+
+    fn take(&mut self, purpose: Purpose, ticket: Ticket, reply: Reply) -> Result<(), MirrorError> {
+        let refused = match &reply {
+            Reply::Status(status) => Some(status.clone()),
+            Reply::Ok | Reply::Handle(_) | Reply::Data(_) | Reply::Names(_) | Reply::Attrs(_) => {
+                None
             }
+        };
+        match (purpose, refused) {
+            (Purpose::Send(number), _) => self.take_file(number, ticket, reply)?,
+            (Purpose::Read(number, asked), _) => self.take_read(number, asked, reply)?,
+            (Purpose::Symlink(number), status) => self.take_symlink(number, status),
+            (Purpose::Name(number, path), status) => self.take_name(number, path, status)?,
+            (Purpose::Target(path, entry, attrs), _) => {
+                self.take_target(path, &entry, &attrs, &reply);
+            }
+            (Purpose::Look(job), status) => {
+                self.looks[job] = Some(match (reply, status) {
+                    (Reply::Attrs(attrs), _) => Ok(Some(attrs)),
+                    (_, Some(status)) if status.code != code::NO_SUCH_FILE => Err(status),
+                    _ => Ok(None),
+                });
+            }
+            (Purpose::Gone(path), Some(status)) if status.code != code::NO_SUCH_FILE => {
+                self.refuse(path, false, status);
+            }
+            (Purpose::Made(path), Some(status)) => self.refuse(path, true, status),
+            (Purpose::Must(path), Some(status)) => self.refuse(path, false, status),
+            (Purpose::Gone(_) | Purpose::Made(_) | Purpose::Must(_), _) => {}
         }
         Ok(())
     }
 
-    fn take(&mut self, number: Seq, ticket: Ticket, reply: Reply) -> Result<(), MirrorError> {
-        let Some(file) = self.files.get_mut(&number) else {
-            return Ok(());
-        };
-        let outcome = file.upload.take(ticket, reply, self.tools.source);
-        let Some(outcome) = outcome.map_err(source_error(&file.path))? else {
-            return Ok(());
-        };
-        let Some(file) = self.files.remove(&number) else {
-            return Ok(());
-        };
-        let path = self.tools.place.stage(number);
-        match outcome {
-            Outcome::Changed if file.tries < AGAIN => {
-                self.remote.send(Request::Remove { path });
-                self.send(file.path, file.entry, file.in_place, file.tries + 1)?;
-            }
-            Outcome::Refused(status) => {
-                if !file.in_place {
-                    self.remote.send(Request::Remove { path });
-                }
-                self.refused.get_or_insert((file.path, status));
-            }
-            Outcome::Rewritten => {
-                self.remote.send(Request::Remove { path });
-            }
-            Outcome::Complete | Outcome::Changed | Outcome::Half => {
-                if !file.in_place {
-                    self.ready.push((number, file.path));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn check(&mut self, path: RelPath, reply: &Reply) {
-        if let Reply::Status(status) = reply {
-            self.refused.get_or_insert((path, status.clone()));
-        }
-    }
-
-    /// Waits until nothing is under way.
+    /// Waits until nothing is under way, but the reading of directories.
     fn drain(&mut self) -> Result<(), MirrorError> {
-        while !self.files.is_empty() || !self.ready.is_empty() || !self.tickets.is_empty() {
+        loop {
+            self.name_later()?;
+            let idle = self.reading.is_empty()
+                && self.files.is_empty()
+                && self.again.is_empty()
+                && self.ready.is_empty();
+            if idle && self.tickets.is_empty() && self.later.is_empty() {
+                return Ok(());
+            }
             self.turn()?;
         }
-        Ok(())
     }
 
-    fn send_must(&mut self, path: RelPath, request: Request) {
+    fn send_as(&mut self, purpose: Purpose, request: Request) {
         let ticket = self.remote.send(request);
-        self.tickets.insert(ticket, Purpose::Must(path));
-    }
-
-    /// Sends a request that has to succeed, and waits for its reply.
-    fn must(&mut self, path: RelPath, request: Request) -> Result<(), MirrorError> {
-        let reply = self.ask(request)?;
-        self.check(path, &reply);
-        Ok(())
-    }
-
-    fn ask(&mut self, request: Request) -> Result<Reply, MirrorError> {
-        let ticket = self.remote.send(request);
-        self.tickets.insert(ticket, Purpose::Ask);
-        loop {
-            self.turn()?;
-            if let Some(reply) = self.answer.take() {
-                return Ok(reply);
-            }
-        }
-    }
-
-    /// What is there; none: nothing, or it can't be told, which is then refused.
-    fn look(&mut self, path: &RelPath) -> Result<Option<Attrs>, MirrorError> {
-        let at = self.tools.place.path(path);
-        match self.ask(Request::Lstat { path: at })? {
-            Reply::Attrs(attrs) => Ok(Some(attrs)),
-            Reply::Status(status) if status.code == code::NO_SUCH_FILE => Ok(None),
-            other => {
-                self.check(path.clone(), &other);
-                Ok(None)
-            }
-        }
-    }
-
-    /// The names in a directory there, without ours.
-    fn list(&mut self, path: &RelPath) -> Result<Vec<Vec<u8>>, MirrorError> {
-        let at = self.tools.place.path(path);
-        let handle = match self.ask(Request::Opendir { path: at })? {
-            Reply::Handle(handle) => handle,
-            other => {
-                self.check(path.clone(), &other);
-                return Ok(Vec::new());
-            }
-        };
-        let mut all = Vec::new();
-        loop {
-            let handle = handle.clone();
-            match self.ask(Request::Readdir { handle })? {
-                Reply::Names(names) if !names.is_empty() => {
-                    all.extend(names.into_iter().map(|name| name.name));
-                }
-                _ => break,
-            }
-        }
-        self.remote.send(Request::Close { handle }); // nobody waits for that
-        all.retain(|name| {
-            let ours = path.is_root() && name == plan::PRIVATE_DIR.as_bytes();
-            !ours && !matches!(&name[..], b"." | b"..")
-        });
-        Ok(all)
+        self.tickets.insert(ticket, purpose);
     }
 }
 
-fn owner_of(entry: &Entry) -> Owner {
+fn owner_of(stat: &rustix::fs::Stat) -> Owner {
     Owner {
-        uid: entry.stat.st_uid,
-        gid: entry.stat.st_gid,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
     }
-}
-
-fn is_regular(there: Option<Attrs>) -> bool {
-    let mode = there.and_then(|attrs| attrs.mode);
-    mode.is_some_and(|mode| mode & 0o170_000 == 0o100_000)
 }
 
 fn source_error(path: &RelPath) -> impl Fn(io::Error) -> MirrorError {

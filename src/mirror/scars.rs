@@ -1,42 +1,161 @@
-//! Paths on a mirror that are not as the log expects them, since somebody changed something there: they are
-//! made like the source (rules R3 and R4).
+//! Paths on a mirror that are to be made like the source (rules R3, R4, R7): since somebody changed something there,
+//! since the log has not seen what happened here, since the mirror is new, or since it was asked for.
 //!
 //! A repair sees the future: it copies the present source, not the log's past. `repair a; rename a b` would put
 //! the new a's bytes at b. So a path that has to be repaired is a *scar*: what is at it, and below, may be
 //! anything, and is left alone. A row that has to do with a scar is not replayed; its paths become scars as
 //! well. (A move of a directory above is replayed, and moves the scars in it.) When the mirror is as far as
-//! the log was when that began, the scars are repaired. Rows up to where the log was before the repair read the
-//! source are covered by it. One behind that, which was recorded while it was at work, makes its scar a fresh
-//! one. When the mirror has passed all these, the scar is healed.
+//! the log was when that began, the scars are repaired. Rows up to where the log was `before` the repair read the
+//! source are covered by it. One behind that, which was recorded while it was at work, up to where the log was
+//! `after` it, makes a fresh scar. When the mirror has passed all these, the scar is healed.
+//!
+//! A *tree* is repaired in slices, in the order of [`walk_order`], and the log goes on in between. So a tree
+//! has three parts: what was walked in earlier slices and is an ordinary part of the mirror again; what the
+//! last slice has walked, up to `walked`; and what lies ahead. What lies ahead may be anything, unless the tree was
+//! as the log says before ([`Trust::Log`]: an administrator's `sync`): then rows are replayed there as ever. But
+//! what a rename moves from there to where the walk has been is a scar, else nobody would look at it.
+//!
+//! That two files have the same size and time proves nothing if one was written twice within a second, and sent in
+//! between. So a row that brings bytes and is not replayed has its path sent again, whatever it looks like, unless
+//! a repair that compares bytes has covered it. (`Trust::Blank`: nothing older was ever sent to what lies ahead.)
 //!
 //! What can be cut between two lines: the scars are in the journal, noted in the transaction that moves the
-//! cursor over the rows that they stand for. A repair that was cut is made again.
+//! cursor over the rows that they stand for. A repair that was cut is made again, from the end of the last slice.
+//! What was repaired and is not healed keeps the number up to which rows are not to be replayed on it.
+//!
+//! Memory: [`FULL`] scars wait at most; where there would be more they are repaired at once, though the mirror is
+//! not as far as the log (which costs more where directories have moved since, and ends the same). Of those
+//! that are repaired and not healed [`KEPT`] are known by name; of more only the directories are, up to the
+//! root. What a row does there is repaired, too: that is never wrong.
 //!
 //! A repair that the mirror refuses is tried again like a parked change, and shown like one.
 
 use super::held::MOST;
 use super::related::PathIndex;
-use crate::change::{Change, Depth, RelPath, Seq};
-use crate::journal::{Mend, now_ms};
+use super::repair::order::walk_order;
+use crate::change::{Change, Depth, RelPath, Scope, Seq};
+use crate::journal::{Mend, Trust, Walked, now_ms};
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// A repair that was refused waits this many times longer at most than the first time.
 const LONGEST: u32 = 12;
 
+/// So many wait for their repair; more do not come before that.
+pub(super) const FULL: usize = 4096;
+
+/// So many that are repaired, and not healed, are known by name.
+const KEPT: usize = 4096;
+
+const DEPTHS: [Depth; 3] = [Depth::Entry, Depth::Names, Depth::Tree];
+
+/// What a scar is known by.
+pub(super) type Key = (RelPath, Depth);
+
+/// How far a scar's repair is.
+enum State {
+    Open,
+    /// Of a tree: up to `settled` the log is replayed again; from there up to `upto` as told by the other two.
+    Part {
+        settled: Option<RelPath>,
+        upto: RelPath,
+        before: Seq,
+        after: Seq,
+    },
+    /// It was repaired: where the log was before, and after.
+    Done {
+        before: Seq,
+        after: Seq,
+    },
+}
+
+/// What a path is to the repair of what lies above.
+enum Region {
+    /// It is to come.
+    Ahead,
+    /// It was repaired, and rows up to this one are covered; those of this question are not to be replayed.
+    Seen(Seq),
+    /// It was, and the log is replayed again.
+    Past,
+}
+
 /// One path.
 struct Scar {
     mend: Mend,
-    /// It was repaired: where the log was before, and after.
-    repaired: Option<(Seq, Seq)>,
+    state: State,
+}
+
+/// Whether a walk that has come to the directory `upto` is through with `path`: with its entry, or with all that is
+/// below too (`whole`).
+fn is_passed(root: &RelPath, path: &RelPath, whole: bool, upto: &RelPath) -> bool {
+    let Some(parent) = path.parent().filter(|_| path != root) else {
+        return !whole;
+    };
+    walk_order(&parent, upto) != Ordering::Greater
+        && (!whole || walk_order(path, upto) == Ordering::Less && !upto.is_at_or_below(path))
+}
+
+impl Scar {
+    fn new(mend: Mend) -> Scar {
+        let after = mend.seen.unwrap_or(Seq::MAX);
+        let state = match &mend.walked {
+            Walked::Nothing => State::Open,
+            Walked::Upto(upto) => State::Part {
+                settled: None,
+                upto: upto.clone(),
+                before: 0,
+                after,
+            },
+            Walked::All => State::Done { before: 0, after },
+        };
+        Scar { mend, state }
+    }
+
+    fn is_open(&self) -> bool {
+        !matches!(self.state, State::Done { .. })
+    }
+
+    fn region(&self, path: &RelPath, whole: bool, seq: Seq) -> Region {
+        match &self.state {
+            State::Open => Region::Ahead,
+            State::Done { before, after } if seq <= *after => Region::Seen(*before),
+            State::Done { .. } => Region::Past,
+            State::Part {
+                settled,
+                upto,
+                before,
+                after,
+            } => {
+                let passed = |whole, upto| is_passed(&self.mend.path, path, whole, upto);
+                let all = passed(whole, upto);
+                if settled
+                    .as_ref()
+                    .is_some_and(|settled| passed(whole, settled))
+                {
+                    Region::Past
+                } else if seq <= *after && passed(false, upto) {
+                    Region::Seen(if all { *before } else { 0 })
+                } else if all {
+                    Region::Past
+                } else {
+                    Region::Ahead
+                }
+            }
+        }
+    }
 }
 
 /// The scars of one mirror.
 pub(super) struct Scars {
-    all: BTreeMap<RelPath, Scar>,
+    all: BTreeMap<Key, Scar>,
+    /// Those that are to be repaired.
+    open: BTreeSet<Key>,
     paths: PathIndex,
+    /// How many may be anything there.
+    blind: usize,
     /// What the journal does not know yet.
-    news: BTreeSet<RelPath>,
+    news: BTreeSet<Key>,
     /// The first row that was not replayed for their sake.
     since: Option<Seq>,
     /// How far the log was when they were found due.
@@ -44,12 +163,47 @@ pub(super) struct Scars {
     pause: Duration,
 }
 
+/// Whether a change takes away what is at one of its paths.
+fn removes(change: &Change, path: &RelPath) -> bool {
+    match change {
+        Change::Rmdir { .. } | Change::Unlink { .. } | Change::Exchange { .. } => true,
+        Change::Rename { from, .. } => from == path,
+        Change::Mkdir { .. }
+        | Change::Symlink { .. }
+        | Change::Link { .. }
+        | Change::Content { .. }
+        | Change::Attr { .. }
+        | Change::Repair { .. } => false,
+    }
+}
+
+/// Whether the bytes at its paths may be others afterwards.
+fn brings_bytes(change: &Change) -> bool {
+    change.is_pivot() || matches!(change, Change::Content { .. })
+}
+
+/// Whether it is about all that is below its paths.
+fn is_about_all(change: &Change) -> bool {
+    change.is_pivot() || matches!(change, Change::Rmdir { .. })
+}
+
+/// What has to be repaired where a row is not replayed.
+pub(super) fn scope_for(change: &Change) -> Scope {
+    if change.is_pivot() {
+        Scope::TREE
+    } else {
+        Scope::ENTRY
+    }
+}
+
 impl Scars {
     /// Starts with what the journal has noted. `pause` is how long a refused repair waits for its next try.
     pub fn new(noted: Vec<Mend>, pause: Duration, at_once: bool) -> Scars {
         let mut scars = Scars {
             all: BTreeMap::new(),
+            open: BTreeSet::new(),
             paths: PathIndex::default(),
+            blind: 0,
             news: BTreeSet::new(),
             since: None,
             due_at: None,
@@ -57,14 +211,50 @@ impl Scars {
         };
         for mend in noted {
             scars.since = Some(1); // it is not known any more
-            scars.paths.insert(&mend.path);
-            let repaired = None;
-            scars.all.insert(mend.path.clone(), Scar { mend, repaired });
+            scars.insert(Scar::new(mend));
         }
+        scars.keep_few();
         if at_once {
             scars.try_again();
         }
         scars
+    }
+
+    fn insert(&mut self, scar: Scar) {
+        let key = (scar.mend.path.clone(), scar.mend.scope.depth);
+        self.paths.insert(&key.0);
+        self.blind += usize::from(scar.mend.trust != Trust::Log);
+        if scar.is_open() {
+            self.open.insert(key.clone());
+        }
+        self.all.insert(key, scar);
+    }
+
+    fn remove(&mut self, key: &Key) -> Option<Scar> {
+        let scar = self.all.remove(key)?;
+        self.paths.remove(&key.0);
+        self.open.remove(key);
+        self.blind -= usize::from(scar.mend.trust != Trust::Log);
+        self.news.insert(key.clone());
+        Some(scar)
+    }
+
+    fn set_state(&mut self, key: &Key, state: State) {
+        let Some(scar) = self.all.get_mut(key) else {
+            return;
+        };
+        (scar.mend.walked, scar.mend.seen) = match &state {
+            State::Open => (Walked::Nothing, None),
+            State::Part { upto, after, .. } => (Walked::Upto(upto.clone()), Some(*after)),
+            State::Done { after, .. } => (Walked::All, Some(*after)),
+        };
+        scar.state = state;
+        if scar.is_open() {
+            self.open.insert(key.clone());
+        } else {
+            self.open.remove(key);
+        }
+        self.news.insert(key.clone());
     }
 
     /// Whether there is none.
@@ -72,98 +262,152 @@ impl Scars {
         self.all.is_empty()
     }
 
-    /// Whether there are more than can be kept.
+    /// Whether some are to be repaired, now or later.
+    pub fn has_open(&self) -> bool {
+        !self.open.is_empty()
+    }
+
+    /// Whether more of them are refused than can be kept.
     pub fn are_too_many(&self) -> bool {
-        self.all.len() > MOST
+        self.open.len() > MOST
+    }
+
+    /// Whether they have to be repaired before there can be more.
+    pub fn are_full(&self) -> bool {
+        self.open.len() >= FULL && self.due().len() >= FULL
     }
 
     /// The first row that the mirror may lack for their sake.
     pub fn since(&self) -> Option<Seq> {
-        self.since.filter(|_| !self.is_empty())
+        self.since.filter(|_| self.blind > 0)
     }
 
     /// Makes a path a scar, for row `seq`.
-    pub fn add(&mut self, path: &RelPath, deep: bool, seq: Seq) {
-        if self.all.is_empty() {
+    pub fn add(&mut self, mend: Mend, seq: Seq) {
+        if self.blind == 0 && mend.trust != Trust::Log {
             self.since = Some(seq);
         }
-        self.news.insert(path.clone());
         self.due_at = None;
-        if let Some(scar) = self.all.get_mut(path) {
-            scar.mend.deep |= deep;
-            scar.repaired = None;
+        let depth = self.wider(&mend).unwrap_or(mend.scope.depth);
+        let key = (mend.path.clone(), depth);
+        self.news.insert(key.clone());
+        let Some(mut scar) = self.remove(&key) else {
+            self.insert(Scar::new(mend));
             return;
-        }
-        self.paths.insert(path);
-        let mend = Mend {
-            path: path.clone(),
-            deep,
-            error: None,
-            attempts: 0,
-            next_try: None,
         };
-        self.all.insert(
-            path.clone(),
-            Scar {
-                mend,
-                repaired: None,
-            },
-        );
+        let old = scar.mend.scope;
+        // The same sync once more is that sync.
+        let goes_on = mend.trust == Trust::Log
+            && matches!(scar.state, State::Part { .. })
+            && old.and(mend.scope) == old;
+        if !goes_on {
+            scar.mend.scope = old.and(mend.scope);
+            scar.mend.resend |= mend.resend;
+            scar.mend.trust = if scar.is_open() {
+                scar.mend.trust.min(mend.trust)
+            } else {
+                mend.trust
+            };
+            (scar.mend.walked, scar.mend.seen) = (Walked::Nothing, None);
+            scar.state = State::Open;
+        }
+        scar.mend.next_try = None;
+        self.insert(scar);
     }
 
-    fn remove(&mut self, path: &RelPath) -> Option<Scar> {
-        let scar = self.all.remove(path)?;
-        self.paths.remove(path);
-        self.news.insert(path.clone());
-        Some(scar)
+    /// How deep one is that is not begun at the same path, and that does what this one is to do.
+    fn wider(&self, mend: &Mend) -> Option<Depth> {
+        let deeper = DEPTHS.into_iter().filter(|depth| *depth > mend.scope.depth);
+        deeper.into_iter().find(|depth| {
+            let scar = self.all.get(&(mend.path.clone(), *depth));
+            scar.is_some_and(|scar| {
+                matches!(scar.state, State::Open)
+                    && scar.mend.trust == Trust::Nothing
+                    && scar.mend.scope.and(mend.scope) == scar.mend.scope
+            })
+        })
+    }
+
+    /// Those at a path and above it.
+    fn over<'a>(&'a self, path: &RelPath) -> impl Iterator<Item = &'a Scar> {
+        let above = path.ancestors().filter_map(|a| RelPath::new(a).ok());
+        let mut paths: Vec<RelPath> = if self.paths.reaches_over(path) {
+            above.collect()
+        } else {
+            Vec::new()
+        };
+        paths.push(path.clone());
+        let keys = paths
+            .into_iter()
+            .flat_map(|path| DEPTHS.map(|depth| (path.clone(), depth)));
+        keys.filter_map(|key| self.all.get(&key))
     }
 
     /// Whether a row has to do with a scar, and so is not to be replayed. If it has, its paths are scars, or
     /// covered by a repair.
     pub fn take_up(&mut self, change: &Change, seq: Seq) -> bool {
         if let Change::Repair { path, scope } = change {
-            self.add(path, scope.depth > Depth::Entry, seq);
+            self.add(Mend::new(path.clone(), *scope), seq);
             return true;
         }
         if self.all.is_empty() {
             return false;
         }
-        let removes = matches!(change, Change::Rmdir { .. } | Change::Unlink { .. });
-        let concerned = |path: &RelPath| {
-            self.paths.reaches_over(path) || (removes && self.paths.reaches_into(path))
+        let (whole, scope) = (is_about_all(change), scope_for(change));
+        let goes = matches!(change, Change::Rmdir { .. } | Change::Unlink { .. });
+        let held = |path: &RelPath| {
+            let holds = |scar: &Scar| match scar.region(path, whole, seq) {
+                Region::Ahead => scar.mend.trust != Trust::Log,
+                Region::Seen(_) => true,
+                Region::Past => false,
+            };
+            self.over(path).any(holds) || (goes && self.paths.reaches_into(path))
         };
-        if !change.paths().any(concerned) {
+        if !change.paths().any(held) {
             return false;
         }
-        let deep = change.is_pivot();
         for path in change.paths().cloned().collect::<Vec<_>>() {
-            if !self.is_covered(&path, seq) {
-                self.add(&path, deep, seq);
-                // What is above it was repaired before this was recorded.
-                for above in path
-                    .ancestors()
-                    .filter_map(|above| RelPath::new(above).ok())
-                {
-                    if let Some(scar) = self.all.get_mut(&above) {
-                        scar.repaired = None;
-                    }
-                }
+            if !self.is_covered(change, &path, seq) {
+                let resend = brings_bytes(change);
+                let mend = Mend {
+                    resend,
+                    ..Mend::new(path, scope)
+                };
+                self.add(mend, seq);
             }
         }
         true
     }
 
-    /// Whether a repair that was made read the source after row `seq`.
-    fn is_covered(&self, path: &RelPath, seq: Seq) -> bool {
-        let covers = |scar: &Scar| scar.repaired.is_some_and(|(before, _)| seq <= before);
-        // One above covers it only if it went into it.
-        self.all.get(path).is_some_and(covers)
-            || path.ancestors().any(|above| {
-                let scar = RelPath::new(above)
-                    .ok()
-                    .and_then(|above| self.all.get(&above));
-                scar.is_some_and(|scar| covers(scar) && scar.mend.deep)
-            })
+    /// Whether a repair that was made read the source after row `seq`, or one that is to come will.
+    fn is_covered(&self, change: &Change, path: &RelPath, seq: Seq) -> bool {
+        let (whole, brings) = (is_about_all(change), brings_bytes(change));
+        self.over(path).any(|scar| {
+            let mend = &scar.mend;
+            let itself = mend.path == *path;
+            let reaches = mend.scope.depth == Depth::Tree
+                || itself && !whole
+                || mend.scope.depth == Depth::Names
+                    && !whole
+                    && path.parent().is_some_and(|parent| parent == mend.path);
+            let proves = !brings || mend.scope.bytes || (itself && mend.resend);
+            reaches
+                && match scar.region(path, whole, seq) {
+                    Region::Seen(before) => seq <= before && proves,
+                    Region::Ahead => {
+                        let removed = !removes(change, path) || mend.scope.delete;
+                        !itself
+                            && mend.scope.depth == Depth::Tree
+                            && removed
+                            && match mend.trust {
+                                Trust::Nothing => proves,
+                                Trust::Blank => true,
+                                Trust::Log => false,
+                            }
+                    }
+                    Region::Past => false,
+                }
+        })
     }
 
     /// A row was replayed: scars move along with what is above them.
@@ -173,14 +417,19 @@ impl Scars {
         }
         match change {
             Change::Rename { from, to } => {
+                let unseen = self.leaves_unseen(from, to);
                 self.take_below(to);
                 let moved = self.take_below(from);
                 self.put(moved, from, to, seq);
+                unseen.into_iter().for_each(|mend| self.add(mend, seq));
             }
             Change::Exchange { a, b } => {
+                let unseen = [self.leaves_unseen(a, b), self.leaves_unseen(b, a)];
                 let (from_a, from_b) = (self.take_below(a), self.take_below(b));
                 self.put(from_a, a, b, seq);
                 self.put(from_b, b, a, seq);
+                let unseen = unseen.into_iter().flatten();
+                unseen.for_each(|mend| self.add(mend, seq));
             }
             Change::Mkdir { .. }
             | Change::Rmdir { .. }
@@ -193,23 +442,51 @@ impl Scars {
         }
     }
 
-    fn take_below(&mut self, path: &RelPath) -> Vec<(RelPath, bool)> {
-        let below = |p: &&RelPath| p.is_at_or_below(path) && *p != path;
-        let all: Vec<RelPath> = self.all.keys().filter(below).cloned().collect();
-        let taken = all.into_iter().filter_map(|p| {
-            let scar = self.remove(&p)?;
-            Some((p, scar.mend.deep))
-        });
+    /// What has yet to be looked at in `to`, since it came from where a walk has not been to where it will not
+    /// come.
+    fn leaves_unseen(&self, from: &RelPath, to: &RelPath) -> Option<Mend> {
+        let comes_to = |scar: &Scar| {
+            to.is_at_or_below(&scar.mend.path)
+                && matches!(scar.region(to, false, Seq::MAX), Region::Ahead)
+        };
+        let left = self.over(from).find(|scar| {
+            scar.mend.path != *from
+                && scar.mend.trust == Trust::Log
+                && matches!(scar.region(from, true, Seq::MAX), Region::Ahead)
+                && !comes_to(scar)
+        })?;
+        let mend = Mend::new(to.clone(), left.mend.scope);
+        Some(Mend {
+            trust: Trust::Log,
+            ..mend
+        })
+    }
+
+    fn take_below(&mut self, path: &RelPath) -> Vec<Mend> {
+        if !self.paths.reaches_into(path) {
+            return Vec::new();
+        }
+        let below = |key: &&Key| key.0.is_at_or_below(path) && key.0 != *path;
+        let all: Vec<Key> = self.all.keys().filter(below).cloned().collect();
+        let taken = all
+            .into_iter()
+            .filter_map(|key| Some(self.remove(&key)?.mend));
         taken.collect()
     }
 
-    fn put(&mut self, moved: Vec<(RelPath, bool)>, from: &RelPath, to: &RelPath, seq: Seq) {
-        for (path, deep) in moved {
-            let rest = &path.as_bytes()[from.as_bytes().len()..];
+    fn put(&mut self, moved: Vec<Mend>, from: &RelPath, to: &RelPath, seq: Seq) {
+        for mend in moved {
+            let rest = &mend.path.as_bytes()[from.as_bytes().len()..];
             // Two good paths joined at a part's end make a good path.
-            if let Ok(new) = RelPath::new(&[to.as_bytes(), rest].concat()) {
+            if let Ok(path) = RelPath::new(&[to.as_bytes(), rest].concat()) {
                 let since = self.since;
-                self.add(&new, deep, seq);
+                let mend = Mend {
+                    path,
+                    walked: Walked::Nothing,
+                    seen: None,
+                    ..mend
+                };
+                self.add(mend, seq);
                 self.since = since.or(self.since);
             }
         }
@@ -217,34 +494,93 @@ impl Scars {
 
     /// Whether some are to be repaired now: the mirror is at `cursor`, the log at `head`.
     pub fn are_due(&mut self, cursor: Seq, head: Seq) -> bool {
-        if self.all.is_empty() || self.due().is_empty() {
+        if self.open.is_empty() || self.due().is_empty() {
             return false;
         }
-        cursor >= *self.due_at.get_or_insert(head)
+        cursor >= *self.due_at.get_or_insert(head) || self.are_full()
     }
 
-    /// Those that are to be repaired, what lies deeper first.
-    pub fn due(&self) -> Vec<(RelPath, bool)> {
+    /// Those that are to be repaired, in the order of their paths.
+    pub fn due(&self) -> Vec<&Mend> {
         let now = now_ms();
-        let due =
-            |scar: &Scar| scar.repaired.is_none() && scar.mend.next_try.is_none_or(|at| at <= now);
-        let all = self.all.iter().rev().filter(|(_, scar)| due(scar));
-        all.map(|(path, scar)| (path.clone(), scar.mend.deep))
+        let all = self.open.iter().filter_map(|key| self.all.get(key));
+        all.map(|scar| &scar.mend)
+            .filter(|mend| mend.next_try.is_none_or(|at| at <= now))
             .collect()
     }
 
+    /// Whether the entry at a path is to be repaired by itself, and its file sent whatever it looks like.
+    pub fn resends(&self, path: &RelPath) -> Option<bool> {
+        if self.open.len() < 2 {
+            return None;
+        }
+        let scar = self.all.get(&(path.clone(), Depth::Entry))?;
+        scar.is_open().then_some(scar.mend.resend)
+    }
+
     /// One was repaired, from where the log was `before` to where it was `after`.
-    pub fn repaired(&mut self, path: &RelPath, before: Seq, after: Seq) {
+    pub fn repaired(&mut self, key: &Key, before: Seq, after: Seq) {
         self.due_at = None;
-        if let Some(scar) = self.all.get_mut(path) {
-            scar.repaired = Some((before, after));
+        if let Some(scar) = self.all.get_mut(key) {
+            (scar.mend.error, scar.mend.next_try) = (None, None);
+            self.set_state(key, State::Done { before, after });
         }
     }
 
-    /// The mirror refused to have one repaired. Says how often it has by now.
-    pub fn refused(&mut self, path: &RelPath, error: String) -> u32 {
+    /// One was repaired up to the directory `upto`.
+    pub fn repaired_upto(&mut self, key: &Key, upto: RelPath, before: Seq, after: Seq) {
         self.due_at = None;
-        let Some(scar) = self.all.get_mut(path) else {
+        let Some(scar) = self.all.get(key) else {
+            return;
+        };
+        let (settled, before) = match &scar.state {
+            // Where the last slice is settled, this one stands alone.
+            State::Part {
+                settled: Some(settled),
+                upto,
+                ..
+            } if settled == upto => (Some(settled.clone()), before),
+            State::Part {
+                settled,
+                before: first,
+                ..
+            } => (settled.clone(), before.min(*first)),
+            State::Open | State::Done { .. } => (None, before),
+        };
+        self.set_state(
+            key,
+            State::Part {
+                settled,
+                upto,
+                before,
+                after,
+            },
+        );
+    }
+
+    /// Makes a path a scar again that could not be repaired; how often it could not is not forgotten.
+    pub fn add_again(&mut self, mend: Mend, seq: Seq) {
+        let key = (mend.path.clone(), mend.scope.depth);
+        let before = self.all.get(&key).map_or(0, |scar| scar.mend.attempts);
+        self.add(mend, seq);
+        if let Some(scar) = self.all.get_mut(&key) {
+            scar.mend.attempts = before;
+        }
+    }
+
+    /// More has to be done at a path than was known: all below it.
+    pub fn grow(&mut self, path: RelPath, scope: Scope, seq: Seq) {
+        let scope = Scope {
+            depth: Depth::Tree,
+            ..scope
+        };
+        self.add(Mend::new(path, scope), seq);
+    }
+
+    /// The mirror refused to have one repaired. Says how often it has by now.
+    pub fn refused(&mut self, key: &Key, error: String) -> u32 {
+        self.due_at = None;
+        let Some(scar) = self.all.get_mut(key) else {
             return 0;
         };
         let mend = &mut scar.mend;
@@ -255,13 +591,13 @@ impl Scars {
         mend.next_try = Some(now_ms().saturating_add(pause));
         mend.error = Some(error);
         let attempts = mend.attempts;
-        self.news.insert(path.clone());
+        self.news.insert(key.clone());
         attempts
     }
 
     /// One waits for something else for now.
-    pub fn postpone(&mut self, path: &RelPath) {
-        if let Some(scar) = self.all.get_mut(path) {
+    pub fn postpone(&mut self, key: &Key) {
+        if let Some(scar) = self.all.get_mut(key) {
             scar.mend.next_try = Some(now_ms() + 1000);
         }
     }
@@ -275,14 +611,65 @@ impl Scars {
 
     /// The mirror is at `cursor`: repaired ones that no row can concern any more are healed.
     pub fn heal(&mut self, cursor: Seq) {
-        let healed = |scar: &Scar| scar.repaired.is_some_and(|(_, after)| cursor >= after);
-        let all: Vec<RelPath> = self
-            .all
-            .iter()
-            .filter(|(_, scar)| healed(scar))
-            .map(|(path, _)| path.clone())
-            .collect();
-        all.iter().for_each(|path| drop(self.remove(path)));
+        let mut healed = Vec::new();
+        for (key, scar) in &mut self.all {
+            match &mut scar.state {
+                State::Done { after, .. } if cursor >= *after => healed.push(key.clone()),
+                State::Part {
+                    settled,
+                    upto,
+                    after,
+                    ..
+                } if cursor >= *after => *settled = Some(upto.clone()),
+                State::Open | State::Part { .. } | State::Done { .. } => {}
+            }
+        }
+        healed.iter().for_each(|key| drop(self.remove(key)));
+    }
+
+    /// Of repaired ones that are too many to be known by name only the directories are kept.
+    pub fn keep_few(&mut self) {
+        while self.all.len() - self.open.len() > KEPT {
+            let done = |scar: &&Scar| !scar.is_open() && !scar.mend.path.is_root();
+            let all: Vec<(Key, Seq)> = self
+                .all
+                .values()
+                .filter(done)
+                .map(|scar| {
+                    let key = (scar.mend.path.clone(), scar.mend.scope.depth);
+                    (key, scar.mend.seen.unwrap_or(Seq::MAX))
+                })
+                .collect();
+            // Those that lie deepest first: a few directories may hold most of them.
+            let depth = |key: &Key| key.0.ancestors().count();
+            let deepest = all.iter().map(|(key, _)| depth(key)).max().unwrap_or(0);
+            for (key, after) in all {
+                if depth(&key) == deepest {
+                    self.remove(&key);
+                    self.cover(key.0.parent().unwrap_or_default(), after);
+                }
+            }
+            if deepest == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Rows up to `after` are not replayed at a path and below.
+    fn cover(&mut self, path: RelPath, after: Seq) {
+        let key = (path.clone(), Depth::Entry);
+        let seen = match self.all.get(&key) {
+            None => after,
+            Some(scar) if scar.is_open() => return,
+            Some(scar) => scar.mend.seen.unwrap_or(Seq::MAX).max(after),
+        };
+        self.remove(&key);
+        self.insert(Scar::new(Mend {
+            walked: Walked::All,
+            seen: Some(seen),
+            ..Mend::new(path, Scope::ENTRY)
+        }));
+        self.news.insert(key);
     }
 
     /// Whether the journal has to be told something.
@@ -291,12 +678,12 @@ impl Scars {
     }
 
     /// What the journal has to be told: those that are there, and those that are healed. Told once.
-    pub fn news(&mut self) -> (Vec<Mend>, Vec<RelPath>) {
+    pub fn news(&mut self) -> (Vec<Mend>, Vec<Key>) {
         let (mut there, mut healed) = (Vec::new(), Vec::new());
-        for path in std::mem::take(&mut self.news) {
-            match self.all.get(&path) {
+        for key in std::mem::take(&mut self.news) {
+            match self.all.get(&key) {
                 Some(scar) => there.push(scar.mend.clone()),
-                None => healed.push(path),
+                None => healed.push(key),
             }
         }
         (there, healed)
@@ -304,80 +691,4 @@ impl Scars {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn path(s: &str) -> RelPath {
-        RelPath::new(s.as_bytes()).unwrap()
-    }
-
-    fn rename(a: &str, b: &str) -> Change {
-        Change::Rename {
-            from: path(a),
-            to: path(b),
-        }
-    }
-
-    fn unlink(s: &str) -> Change {
-        Change::Unlink { path: path(s) }
-    }
-
-    fn scarred(s: &str) -> Scars {
-        let mut scars = Scars::new(Vec::new(), Duration::from_secs(1), false);
-        scars.add(&path(s), false, 5);
-        scars
-    }
-
-    fn paths(scars: &Scars) -> Vec<String> {
-        scars.all.keys().map(RelPath::to_string).collect()
-    }
-
-    #[test]
-    fn what_has_to_do_with_a_scar_becomes_one() {
-        let mut scars = scarred("d");
-        assert!(!scars.take_up(&unlink("e"), 6));
-        assert!(scars.take_up(&rename("d/x", "y"), 6) && scars.take_up(&unlink("y"), 7));
-        assert_eq!(paths(&scars), ["d", "d/x", "y"]);
-        assert_eq!(scars.since(), Some(5));
-    }
-
-    #[test]
-    fn a_repair_that_is_recorded_makes_its_path_one() {
-        let mut scars = Scars::new(Vec::new(), Duration::from_secs(1), false);
-        let (path, scope) = (path("d"), crate::change::Scope::TREE);
-        assert!(scars.take_up(&Change::Repair { path, scope }, 5));
-        assert!(scars.take_up(&unlink("d/x"), 6));
-        assert_eq!(paths(&scars), ["d", "d/x"]);
-    }
-
-    #[test]
-    fn a_move_above_moves_it_and_is_replayed() {
-        let mut scars = scarred("d/x");
-        assert!(!scars.take_up(&rename("d", "e"), 6));
-        scars.follow(&rename("d", "e"), 6);
-        assert_eq!(paths(&scars), ["e/x"]);
-        assert!(!scars.take_up(&unlink("d/x"), 7));
-        // But a directory is not removed while it may hold what is to go.
-        assert!(scars.take_up(&Change::Rmdir { path: path("e") }, 8));
-    }
-
-    #[test]
-    fn it_is_healed_when_the_mirror_has_passed_the_repair_and_nothing_came_meanwhile() {
-        let mut scars = scarred("f");
-        assert!(!scars.are_due(8, 9) && scars.are_due(9, 12));
-        scars.repaired(&path("f"), 10, 12);
-        assert!(scars.take_up(&unlink("f"), 10), "covered");
-        scars.heal(11);
-        assert!(!scars.is_empty());
-        assert!(
-            scars.take_up(&unlink("f"), 11),
-            "recorded while it was at work"
-        );
-        scars.heal(12);
-        assert!(!scars.is_empty() && !scars.due().is_empty());
-        scars.repaired(&path("f"), 12, 12);
-        scars.heal(12);
-        assert!(scars.is_empty());
-        assert_eq!(scars.news(), (vec![], vec![path("f")]));
-    }
-}
+mod tests;

@@ -9,9 +9,8 @@
 use crate::change::{NodeId, RelPath, Times, Timestamp};
 use crate::config::MaxDelete;
 use crate::exclude::Exclude;
-use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, openat, statat};
 use rustix::io::Errno;
-use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -217,40 +216,37 @@ impl Source {
         Ok(Some(Entry { stat, kind }))
     }
 
-    /// The names in a directory now, without ProxyFS's own; none where there is no directory.
+    /// What is in a directory now, by name, without ProxyFS's own; none where there is no directory.
     ///
     /// # Errors
     /// The operating system's, but those that mean that it is not there.
-    pub fn names(&self, path: &RelPath) -> io::Result<HashSet<Vec<u8>>> {
-        let all = self.listing(path)?.into_iter();
-        Ok(all.map(|(name, _)| name).collect())
-    }
-
-    /// The same, each with whether it is a directory.
-    ///
-    /// # Errors
-    /// As [`Source::names`].
-    pub fn listing(&self, path: &RelPath) -> io::Result<Vec<(Vec<u8>, bool)>> {
+    pub fn list(&self, path: &RelPath) -> io::Result<Option<Vec<Named>>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mut at = openat(&self.root, ".", flags, Mode::empty())?;
         let parts = path.as_bytes().split(|b| *b == b'/');
         for part in parts.filter(|p| !p.is_empty()) {
             at = match openat(&at, part, flags, Mode::empty()) {
                 Ok(next) => next,
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(Vec::new()),
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
                 Err(why) => return Err(why.into()),
             };
         }
-        let mut names = Vec::new();
-        for entry in rustix::fs::Dir::new(at)? {
+        let mut all: Vec<Named> = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&at)? {
             let entry = entry?;
-            let name = entry.file_name().to_bytes().to_vec();
+            let name = entry.file_name().to_bytes();
             let ours = path.is_root() && name == b".proxyfs";
-            if !ours && !matches!(&name[..], b"." | b"..") {
-                names.push((name, entry.file_type() == FileType::Directory));
+            if ours || matches!(name, b"." | b"..") {
+                continue;
+            }
+            match statat(&at, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => all.push((name.into(), stat)),
+                Err(Errno::NOENT) => {} // gone meanwhile
+                Err(why) => return Err(why.into()),
             }
         }
-        Ok(names)
+        all.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        Ok(Some(all))
     }
 
     /// Whether the root holds anything but ProxyFS's own directory.
@@ -268,6 +264,9 @@ impl Source {
         Ok(true)
     }
 }
+
+/// An entry of a directory: its name, and what it is like.
+pub type Named = (Box<[u8]>, Stat);
 
 /// What the source has at a path.
 pub struct Entry {

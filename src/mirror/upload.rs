@@ -25,7 +25,7 @@
 mod ranges;
 mod reading;
 
-use super::plan::{Rules, S_IFMT};
+use super::plan::{Rules, S_IFMT, Wish};
 use super::resume::Left;
 use super::source::{Source, Writing, mtime_of};
 use super::wide::Wide;
@@ -125,6 +125,8 @@ pub struct Upload {
     phase: Phase,
     /// Before it is seen how long the file is there.
     how: How,
+    /// Whether it is to be on the disk there.
+    fsync: bool,
     /// Where attributes are to be set by path: that.
     set_at: Option<Vec<u8>>,
     /// Of which version it is, where its name there tells.
@@ -295,6 +297,7 @@ impl Upload {
             attrs,
             phase: Phase::Opening(None, None),
             how,
+            fsync: rules.fsync == Wish::Yes,
             set_at,
             version,
             ranges: vec![(0, stamp.size)],
@@ -493,6 +496,11 @@ impl Upload {
                 };
                 note(remote.send_on(self.lane, set));
             }
+        }
+        if self.fsync && self.failure.is_none() {
+            self.waiting += 1;
+            let handle = handle.clone();
+            note(remote.send_on(self.lane, Request::Fsync { handle }));
         }
         if let Some(wide) = &mut self.wide {
             self.waiting += wide.close(remote, &mut note);

@@ -12,7 +12,6 @@ use super::answers::{
 };
 use super::notices::Notices;
 use super::passthrough::{Passthrough, passing};
-use super::turns::Turns;
 use crate::local::{
     Access, DirectoryEntry, Local, Opened, SetAttributes, Stat, Writer, without_fsetid,
 };
@@ -53,20 +52,13 @@ pub struct ProxyFs {
     /// Whether to ask for passthrough.
     ask: bool,
     passthrough: Passthrough,
-    turns: Turns,
 }
 
 impl ProxyFs {
     /// `notifier` is filled in once the session is there, before the first request but INIT.
     /// `passthrough`: whether the kernel may do without us what it can.
-    pub fn new(
-        local: Arc<Local>,
-        notifier: Arc<OnceLock<Notifier>>,
-        passthrough: bool,
-        turns: Turns,
-    ) -> ProxyFs {
+    pub fn new(local: Arc<Local>, notifier: Arc<OnceLock<Notifier>>, passthrough: bool) -> ProxyFs {
         ProxyFs {
-            turns,
             local,
             notices: Notices::new(notifier),
             ask: passthrough,
@@ -139,7 +131,6 @@ impl Filesystem for ProxyFs {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let _turn = self.turns.begin();
         match self.local.lookup(parent.0, name.as_bytes()) {
             Err(rustix::io::Errno::NOENT) => reply.entry(&TTL, &no_entry(), Generation(0)),
             found => reply_entry(reply, found),
@@ -147,12 +138,10 @@ impl Filesystem for ProxyFs {
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        // No turn: it takes no time, and `fuser` calls this for each of many in one request.
         self.local.forget(ino.0, nlookup);
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
-        let _turn = self.turns.begin();
         reply_attr(reply, self.local.attributes(ino.0, fh.map(|fh| fh.0)));
     }
 
@@ -174,7 +163,6 @@ impl Filesystem for ProxyFs {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let _turn = self.turns.begin();
         let set = SetAttributes {
             mode,
             uid,
@@ -192,7 +180,6 @@ impl Filesystem for ProxyFs {
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        let _turn = self.turns.begin();
         match self.local.readlink(ino.0) {
             Ok(target) => reply.data(&target),
             Err(e) => reply.error(errno(e)),
@@ -209,7 +196,6 @@ impl Filesystem for ProxyFs {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let _turn = self.turns.begin();
         let caller = caller(req, umask);
         let made = self
             .local
@@ -227,7 +213,6 @@ impl Filesystem for ProxyFs {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        let _turn = self.turns.begin();
         let caller = caller(req, umask);
         let made = self.local.mkdir(parent.0, name.as_bytes(), mode, caller);
         self.changed(&made, &[(parent, name)]);
@@ -235,14 +220,12 @@ impl Filesystem for ProxyFs {
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _turn = self.turns.begin();
         let done = self.local.unlink(parent.0, name.as_bytes());
         self.changed(&done, &[(parent, name)]);
         reply_empty(reply, done);
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _turn = self.turns.begin();
         let done = self.local.rmdir(parent.0, name.as_bytes());
         self.changed(&done, &[(parent, name)]);
         reply_empty(reply, done);
@@ -256,7 +239,6 @@ impl Filesystem for ProxyFs {
         target: &Path,
         reply: ReplyEntry,
     ) {
-        let _turn = self.turns.begin();
         let target = target.as_os_str().as_bytes();
         let made = self
             .local
@@ -275,7 +257,6 @@ impl Filesystem for ProxyFs {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.turns.begin();
         let done = self.local.rename(
             parent.0,
             name.as_bytes(),
@@ -295,14 +276,12 @@ impl Filesystem for ProxyFs {
         newname: &OsStr,
         reply: ReplyEntry,
     ) {
-        let _turn = self.turns.begin();
         let made = self.local.link(ino.0, newparent.0, newname.as_bytes());
         self.changed(&made, &[(newparent, newname)]);
         reply_entry(reply, made);
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let _turn = self.turns.begin();
         match self.local.open_file(ino.0, flags.0, caller(req, 0)) {
             Ok(opened) => {
                 self.notices
@@ -333,7 +312,6 @@ impl Filesystem for ProxyFs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let _turn = self.turns.begin();
         with_buffer(size, |buffer| match self.local.read(fh.0, offset, buffer) {
             Ok(length) => reply.data(&buffer[..length]),
             Err(e) => reply.error(errno(e)),
@@ -352,7 +330,6 @@ impl Filesystem for ProxyFs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let _turn = self.turns.begin();
         let by = Writer {
             thread: req.pid(),
             kill_privileges: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
@@ -377,7 +354,6 @@ impl Filesystem for ProxyFs {
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.turns.begin();
         reply_empty(reply, self.local.flush_file(fh.0, req.pid()));
     }
 
@@ -391,7 +367,6 @@ impl Filesystem for ProxyFs {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.turns.begin();
         let done = self.local.release_file(fh.0);
         self.passthrough.release(ino.0);
         reply_empty(reply, done);
@@ -405,12 +380,10 @@ impl Filesystem for ProxyFs {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.turns.begin_long();
         reply_empty(reply, self.local.fsync_file(fh.0, datasync));
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let _turn = self.turns.begin();
         match self.local.open_directory(ino.0) {
             Ok((handle, fresh)) => reply.opened(FileHandle(handle), listing_flags(fresh)),
             Err(e) => reply.error(errno(e)),
@@ -425,7 +398,6 @@ impl Filesystem for ProxyFs {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let _turn = self.turns.begin();
         let listed = self.local.list(fh.0, offset, |entry: &DirectoryEntry| {
             let name = OsStr::from_bytes(&entry.name);
             reply.add(INodeNo(entry.node), entry.next, kind(entry.file_type), name)
@@ -444,7 +416,6 @@ impl Filesystem for ProxyFs {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let _turn = self.turns.begin();
         let full = |entry: &DirectoryEntry, stat: &Stat| {
             let name = OsStr::from_bytes(&entry.name);
             let attr = file_attr(stat);
@@ -464,7 +435,6 @@ impl Filesystem for ProxyFs {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.turns.begin();
         self.local.close_directory(fh.0);
         reply.ok();
     }
@@ -477,12 +447,10 @@ impl Filesystem for ProxyFs {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.turns.begin_long();
         reply_empty(reply, self.local.fsync_directory(fh.0));
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        let _turn = self.turns.begin();
         match self.local.statfs() {
             Ok(s) => reply.statfs(
                 s.f_blocks,
@@ -508,7 +476,6 @@ impl Filesystem for ProxyFs {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.turns.begin();
         let flags = flags.cast_unsigned();
         let done = self
             .local
@@ -517,14 +484,12 @@ impl Filesystem for ProxyFs {
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let _turn = self.turns.begin();
         reply_xattr(reply, size, |buffer| {
             self.local.xattr(ino.0, name.as_bytes(), buffer)
         });
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let _turn = self.turns.begin();
         let caller = caller(req, 0);
         reply_xattr(reply, size, |buffer| {
             self.local.list_xattrs(ino.0, buffer, caller)
@@ -532,7 +497,6 @@ impl Filesystem for ProxyFs {
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _turn = self.turns.begin();
         reply_empty(reply, self.local.remove_xattr(ino.0, name.as_bytes()));
     }
 
@@ -546,7 +510,6 @@ impl Filesystem for ProxyFs {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let _turn = self.turns.begin();
         let caller = caller(req, umask);
         let created = self
             .local
@@ -585,7 +548,6 @@ impl Filesystem for ProxyFs {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.turns.begin_long();
         let mode = mode.cast_unsigned();
         let done = self
             .local
@@ -603,7 +565,6 @@ impl Filesystem for ProxyFs {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let _turn = self.turns.begin();
         match self.local.seek(fh.0, offset, whence) {
             Ok(position) => reply.offset(position.cast_signed()),
             Err(e) => reply.error(errno(e)),
@@ -623,7 +584,6 @@ impl Filesystem for ProxyFs {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let _turn = self.turns.begin_long();
         let (from, to) = ((fh_in.0, offset_in), (fh_out.0, offset_out));
         match self.local.copy_range(from, to, len, caller(req, 0)) {
             Ok(written) => {

@@ -538,6 +538,14 @@ impl Writer<'_> {
     }
 }
 
+/// The number of links in a long form as the draft recommends it (section 7): `-rw-r--r--   2 user ...`.
+fn links_in(long: &[u8]) -> Option<u32> {
+    let mut words = long.split(|b| *b == b' ').filter(|w| !w.is_empty());
+    let mode = words.next()?;
+    let count = std::str::from_utf8(words.next()?).ok()?.parse().ok()?;
+    (mode.len() >= 10).then_some(count)
+}
+
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -626,9 +634,9 @@ impl<'a> Reader<'a> {
         let mut names = Vec::with_capacity(count as usize);
         for _ in 0..count {
             let name = self.bytes("names")?.to_vec();
-            self.bytes("names")?;
+            let links = links_in(self.bytes("names")?);
             let attrs = self.attrs()?;
-            names.push(Name { name, attrs });
+            names.push(Name { name, attrs, links });
         }
         Ok(names)
     }

@@ -127,7 +127,9 @@ fn encode_reply(id: u32, reply: &Reply) -> Vec<u8> {
         Reply::Names(names) => packet(kind::NAME, id, |w| {
             w.u32(names.len() as u32);
             for name in names {
-                w.bytes(&name.name).bytes(b"-rw-r--r-- 1 long form");
+                let links = name.links.map_or("long".to_string(), |n| n.to_string());
+                let long = format!("-rw-r--r--    {links} user form");
+                w.bytes(&name.name).bytes(long.as_bytes());
                 w.attrs(&name.attrs);
             }
         }),
@@ -212,7 +214,8 @@ fn any_request() -> impl Strategy<Value = Request> {
 }
 
 fn any_reply() -> impl Strategy<Value = (Expect, Reply)> {
-    let name = (any_path(), any_attrs()).prop_map(|(name, attrs)| Name { name, attrs });
+    let name = (any_path(), any_attrs(), any::<Option<u32>>())
+        .prop_map(|(name, attrs, links)| Name { name, attrs, links });
     let status = (1u32..40, "[a-zäöü ]{0,200}");
     prop_oneof![
         Just((Expect::Status, Reply::Ok)),
@@ -280,6 +283,7 @@ fn a_reply_of_the_wrong_type_is_malformed() {
             &Reply::Names(vec![Name {
                 name: b"n".to_vec(),
                 attrs: Attrs::default(),
+                links: None,
             }]),
         ),
     ];

@@ -195,6 +195,17 @@ fn what_is_recorded_makes_the_same_tree_but_for_what_is_excluded() {
     }
 }
 
+/// `PROXYFS_SEEDS=100..200 cargo test --test suite -- --ignored more_seeds`: as many as somebody has time for.
+#[test]
+#[ignore = "takes as long as it is told to"]
+fn more_seeds_make_the_same_tree_elsewhere() {
+    let seeds = std::env::var("PROXYFS_SEEDS").unwrap_or_default();
+    let (from, to) = seeds.split_once("..").expect("PROXYFS_SEEDS=FROM..TO");
+    for seed in from.parse().unwrap()..to.parse().unwrap() {
+        play_and_compare(seed, "");
+    }
+}
+
 fn play_and_compare(seed: u64, patterns: &str) {
     {
         let exclude = match patterns {
@@ -229,15 +240,22 @@ fn play_and_compare(seed: u64, patterns: &str) {
         }
         let source = listing(&m.source(""), &exclude);
         let copy = listing(replica.dir.path(), &exclude);
-        for (a, b) in source.iter().zip(&copy) {
-            let differ = a.3.iter().zip(&b.3).position(|(x, y)| x != y);
-            assert_eq!(
-                (&a.0, a.1, a.2, a.3.len()),
-                (&b.0, b.1, b.2, b.3.len()),
-                "seed {seed}"
-            );
-            assert_eq!(differ, None, "seed {seed}: {}", a.0);
+        if source != copy {
+            let differs = source.iter().zip(&copy).position(|(a, b)| a != b);
+            let at = differs.unwrap_or(source.len().min(copy.len()));
+            let brief = |all: &[(String, u32, u64, Vec<u8>)]| {
+                let entry = all.get(at);
+                entry.map(|e| (e.0.clone(), e.1, e.2, e.3.len()))
+            };
+            let (here, there) = (brief(&source), brief(&copy));
+            let names = [&here, &there].map(|e| e.as_ref().map(|e| e.0.clone()));
+            let about: Vec<String> = changes
+                .iter()
+                .map(show)
+                .filter(|c| names.iter().flatten().any(|n| c.contains(n.as_str())))
+                .collect();
+            let about = &about[about.len().saturating_sub(60)..];
+            panic!("seed {seed}: {here:?} is {there:?} there; last of them: {about:#?}");
         }
-        assert_eq!(source.len(), copy.len(), "seed {seed}");
     }
 }

@@ -330,13 +330,14 @@ impl World {
             position: &position,
             source_id: "",
             marker: journal.marker("m").unwrap(),
+            asked: false,
         };
         let rules = Rules {
             span: RULES,
             ..Rules::default()
         };
         let ended = prepare(&mut server, &place, &known, rules).and_then(|prepared| {
-            let Prepared { rules, kept } = prepared;
+            let Prepared { rules, kept, .. } = prepared;
             let setup = Setup {
                 name: "m",
                 place,

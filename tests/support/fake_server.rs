@@ -42,7 +42,7 @@ pub struct FakeServer<'a> {
     next: u32,
     /// With the lane that each belongs to.
     handles: HashMap<Vec<u8>, (usize, File)>,
-    listings: HashMap<Vec<u8>, Vec<Vec<u8>>>,
+    listings: HashMap<Vec<u8>, Vec<Name>>,
     executed: u64,
     cut: Option<Cut>,
     /// How many requests it works on before it lets the client look at the replies.
@@ -164,6 +164,7 @@ impl<'a> FakeServer<'a> {
                 offset,
                 data,
             } => self.file(lane, &handle)?.write_all_at(&data, offset)?,
+            Request::Fsync { handle } => self.file(lane, &handle)?.sync_all()?,
             Request::Fsetstat { handle, attrs } => {
                 let path = PathBuf::from(format!(
                     "/proc/self/fd/{}",
@@ -228,8 +229,18 @@ impl<'a> FakeServer<'a> {
                 std::os::unix::fs::symlink(local(&target), local(&link))?
             }
             Request::Opendir { path } => {
+                // As some servers do, it does not tell the attributes of all.
                 let names = fs::read_dir(local(&path))?
-                    .map(|e| e.map(|e| e.file_name().into_vec()))
+                    .map(|e| {
+                        let e = e?;
+                        let tells = e.file_name() != "c";
+                        let meta = e.metadata().ok().filter(|_| tells);
+                        Ok(Name {
+                            name: e.file_name().into_vec(),
+                            links: meta.as_ref().map(|meta| meta.nlink() as u32),
+                            attrs: meta.map_or(Attrs::default(), |meta| attrs_of(&meta)),
+                        })
+                    })
                     .collect::<io::Result<_>>()?;
                 let handle = self.new_handle();
                 self.listings.insert(handle.clone(), names);
@@ -247,17 +258,14 @@ impl<'a> FakeServer<'a> {
                         message: String::new(),
                     }));
                 }
-                let names = names.into_iter().map(|name| Name {
-                    name,
-                    attrs: Attrs::default(),
-                });
-                return Ok(Reply::Names(names.collect()));
+                return Ok(Reply::Names(names));
             }
             Request::Readlink { path } => {
                 let target = fs::read_link(local(&path))?;
                 return Ok(Reply::Names(vec![Name {
                     name: target.into_os_string().into_vec(),
                     attrs: Attrs::default(),
+                    links: None,
                 }]));
             }
             other => panic!("the mirror side does not send {other:?}"),

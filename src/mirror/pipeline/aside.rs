@@ -47,14 +47,13 @@ impl<R: Remote> Pipeline<'_, R> {
         self.discard_staged(seq);
         self.set_aside(index, Some(text))?;
         // What was sent behind it and depends on it has met a state that is not its own.
-        let sent = self.first_from(self.publish_next);
+        let sent = self.behind_what_was_sent();
         for later in index + 1..sent {
             let job = &self.window[later];
             if !matches!(job.step, Step::Held(_)) && self.held.touches(&job.row.change) {
                 self.set_aside(later, None)?;
             }
         }
-        self.publish_next = self.publish_next.max(seq + 1);
         if let Some(first) = self.staging_refused.take() {
             self.stage_next = self.stage_next.min(first);
         }

@@ -2,9 +2,51 @@
 //! [`Scars`].
 
 use super::super::plan::is_dir;
-use super::super::repair::{Repair, Repaired, Tools};
+use super::super::repair::{Counts, End, Job, Refusal, Repair, Report, Tools};
+use super::super::scars::{FULL, Key, scope_for};
 use super::*;
-use std::cell::RefCell;
+use crate::change::{Depth, Scope};
+use crate::journal::{Mend, Trust, Walked};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+
+/// How long a slice of a repair takes, about.
+const SLICE: Duration = Duration::from_secs(10);
+
+/// The same while changes wait for the mirror.
+const SHORT_SLICE: Duration = Duration::from_secs(2);
+
+/// How much of the tree a walk is through with that has come to a directory: as if each held as much as its
+/// neighbours. (What can't be read is not worth an error here.)
+fn walked_part(source: &Source, upto: &RelPath) -> f64 {
+    let mut above: Vec<RelPath> = upto
+        .ancestors()
+        .filter_map(|a| RelPath::new(a).ok())
+        .collect();
+    above.reverse();
+    let (mut walked, mut share) = (0.0, 1.0);
+    for (index, dir) in above.iter().enumerate() {
+        let below = above.get(index + 1).unwrap_or(upto);
+        let names = source.list(dir).ok().flatten().unwrap_or_default();
+        let is_dir = |stat: &rustix::fs::Stat| {
+            rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Directory
+        };
+        let dirs: Vec<_> = names.iter().filter(|(_, stat)| is_dir(stat)).collect();
+        let before = dirs
+            .iter()
+            .filter(|(name, _)| **name < *below.name())
+            .count();
+        share /= dirs.len().max(1) as f64;
+        walked += share * before as f64;
+    }
+    walked
+}
+
+/// How often it is shown how far a repair is.
+const SHOW_EVERY: Duration = Duration::from_millis(200);
+
+/// Of what only the mirror has so much is written to the log, of each slice.
+const EXTRAS_IN_LOG: usize = 20;
 
 impl<R: Remote> Pipeline<'_, R> {
     /// A row could not be carried out, and nothing is in flight: what it is about is repaired instead, and so is
@@ -23,11 +65,20 @@ impl<R: Remote> Pipeline<'_, R> {
         for path in change.paths() {
             let scar = self.first_wrong(path)?;
             // With a directory that is not there comes all that was in it.
-            let deep = change.is_pivot() || scar != *path;
-            self.scars.add(&scar, deep, seq);
+            let above = scar != *path;
+            let scope = if above {
+                Scope::TREE
+            } else {
+                scope_for(&change)
+            };
+            let mend = Mend {
+                resend: !above,
+                ..Mend::new(scar, scope)
+            };
+            self.scars.add(mend, seq);
         }
         self.leave_to_repair(index)?;
-        let sent = self.first_from(self.publish_next);
+        let sent = self.behind_what_was_sent();
         for later in index + 1..sent {
             let job = &self.window[later];
             let aside = matches!(job.step, Step::Held(_));
@@ -35,7 +86,6 @@ impl<R: Remote> Pipeline<'_, R> {
                 self.leave_to_repair(later)?;
             }
         }
-        self.publish_next = self.publish_next.max(seq + 1);
         if let Some(first) = self.staging_refused.take() {
             self.stage_next = self.stage_next.min(first);
         }
@@ -44,10 +94,6 @@ impl<R: Remote> Pipeline<'_, R> {
 
     /// A row is not carried out; its paths are scars.
     pub(super) fn leave_to_repair(&mut self, index: usize) -> Result<(), MirrorError> {
-        if self.scars.are_too_many() {
-            let first = None;
-            return Err(MirrorError::TooManyParked { first });
-        }
         let job = &self.window[index];
         let seq = job.row.seq;
         if matches!(job.stage, Stage::Ready) && !matches!(job.step, Step::Done) {
@@ -101,6 +147,25 @@ impl<R: Remote> Pipeline<'_, R> {
         Ok(path.clone())
     }
 
+    /// Notes that all is to be made like the source, if that was asked for. What is there is as the log says, as far
+    /// as is known: so the log goes on meanwhile.
+    pub(super) fn begin_sync(&mut self) -> Result<(), MirrorError> {
+        let (name, journal) = (self.setup.name, self.setup.journal);
+        let Some(scope) = journal.mirror(name)?.sync else {
+            return Ok(());
+        };
+        log::info!("mirror {name}: all of it is made like the source, as was asked for");
+        let mend = Mend {
+            trust: Trust::Log,
+            ..Mend::new(RelPath::root(), scope)
+        };
+        self.repaired_counts = Counts::default();
+        self.setup.live.begins_sync();
+        self.scars.add(mend, self.cursor);
+        self.record()?;
+        Ok(journal.sync_is_noted(name)?)
+    }
+
     /// Whether the pipeline is to come to rest for a repair.
     pub(super) fn repair_is_due(&mut self) -> bool {
         if self.scars.is_empty() || self.publishing > 0 || self.unrecorded() {
@@ -109,99 +174,247 @@ impl<R: Remote> Pipeline<'_, R> {
         self.scars.are_due(self.cursor, self.setup.journal.head())
     }
 
-    /// Repairs what is due. Nothing is in flight.
+    /// Repairs what is due, or a slice of it. Nothing is in flight.
     pub(super) fn repair(&mut self) -> Result<(), MirrorError> {
         self.repairing = false;
-        let due = self.scars.due();
-        let (mut goes, mut comes) = (Vec::new(), Vec::new());
-        for (path, deep) in due {
-            let entry = self.setup.source.entry(&path);
-            let entry = entry.map_err(|why| MirrorError::Source {
-                change: format!("repair {path}"),
-                why,
-            })?;
-            // What goes, goes from below; what comes, comes from above.
-            match entry {
-                None => goes.push((path, deep)),
-                Some(_) => comes.insert(0, (path, deep)),
-            }
+        // First how far the log is, then the source: what is recorded behind this may be seen or not.
+        let before = self.setup.journal.head();
+        let (jobs, keys) = self.choose()?;
+        if jobs.is_empty() {
+            return Ok(());
         }
-        let mut linked = HashMap::new();
-        let mut whole: Vec<(RelPath, Seq)> = Vec::new();
-        for (path, deep) in goes.into_iter().chain(comes) {
-            let within = |w: &&(RelPath, Seq)| path.is_at_or_below(&w.0);
-            if let Some((_, before)) = whole.iter().find(within) {
-                let after = self.setup.journal.head();
-                self.scars.repaired(&path, *before, after);
-                continue;
-            }
-            // What is set aside there comes first.
-            if self.held.touches(&Change::Unlink { path: path.clone() }) {
-                self.scars.postpone(&path);
-                continue;
-            }
-            self.open_above([&path].into_iter(), false)?;
-            let before = self.setup.journal.head();
-            let heard = RefCell::new(std::mem::take(&mut self.heard));
-            let stop = || {
-                let mut heard = heard.borrow_mut();
-                heard.extend(std::iter::from_fn(|| self.setup.inbox.next()));
-                heard
-                    .iter()
-                    .any(|n| matches!(n, Notice::Stop | Notice::Pause))
-            };
-            let (name, journal) = (self.setup.name, self.setup.journal);
-            let durable = || Ok(journal.announce(name, journal.head())?);
-            let tools = Tools {
-                source: self.setup.source,
-                place: &self.setup.place,
-                rules: self.setup.rules,
-                durable: &durable,
-                stop: &stop,
-            };
-            let mut repair = Repair::new(&mut self.remote, tools);
-            repair.linked = std::mem::take(&mut linked);
-            let ended = repair.path(&path, deep);
-            let touched = repair.touched();
-            linked = std::mem::take(&mut repair.linked);
-            self.heard = heard.into_inner();
-            touched.into_iter().for_each(|dir| self.settle.touch(dir));
-            match ended? {
-                Repaired::Done => {
-                    log::info!("mirror {name}: {path} was made like the source");
-                    self.scars
-                        .repaired(&path, before, self.setup.journal.head());
-                    if deep {
-                        whole.push((path, before));
+        let mut report = self.run_slice(&jobs, before)?;
+        self.repair_number = report.number;
+        self.linked = std::mem::take(&mut report.linked);
+        let touched = std::mem::take(&mut report.touched);
+        touched.into_iter().for_each(|dir| self.settle.touch(dir));
+        self.repaired_counts = self.repaired_counts.and(report.counts);
+        self.setup.live.repairing(self.repaired_counts, None);
+        if report.ends.is_empty() {
+            return Ok(()); // it was told to stop
+        }
+        let after = self.setup.journal.head();
+        for ((end, keys), job) in report.ends.iter().zip(&keys).zip(&jobs) {
+            for key in keys {
+                match end {
+                    End::Done => {
+                        if job.scope.depth == Depth::Tree {
+                            log::info!(
+                                "mirror {}: {} was made like the source",
+                                self.setup.name,
+                                job.path
+                            );
+                        }
+                        self.scars.repaired(key, before, after);
                     }
+                    End::Upto(upto) => {
+                        if job.path.is_root() {
+                            let walked = walked_part(self.setup.source, upto);
+                            self.setup.live.walked(walked);
+                        }
+                        let upto = upto.clone();
+                        self.scars.repaired_upto(key, upto, before, after);
+                    }
+                    End::Untouched => {}
                 }
-                Repaired::Interrupted => return Ok(()),
-                Repaired::Refused(at, status) => self.repair_refused(&path, &at, &status)?,
             }
         }
+        for path in report.also {
+            let key = (path, Depth::Entry);
+            self.scars.repaired(&key, before, after);
+        }
+        self.report_extras(&report.extras, report.counts.extras);
+        for (path, scope) in report.grows {
+            self.scars.grow(path, scope, after);
+        }
+        self.take_refusals(report.refused, after)?;
+        self.scars.keep_few();
         self.record()
     }
 
-    fn repair_refused(
-        &mut self,
-        path: &RelPath,
-        at: &RelPath,
-        status: &Status,
-    ) -> Result<(), MirrorError> {
-        let why = MirrorError::Unrepaired {
-            path: at.to_string(),
-            status: status.clone(),
-        };
-        if self.takes_nothing()? {
-            return Err(why);
+    /// What of the due ones is repaired next. Little ones first; of those that an administrator has asked for, and
+    /// that take long, one. What is set aside at a path comes first there; what is set aside below is left alone.
+    fn choose(&mut self) -> Result<(Vec<Job>, Vec<Vec<Key>>), MirrorError> {
+        let due: Vec<Mend> = self.scars.due().into_iter().take(FULL).cloned().collect();
+        let little = due.iter().any(|mend| mend.trust == Trust::Nothing);
+        let mut chosen: BTreeMap<(bool, RelPath), (Job, Vec<Key>)> = BTreeMap::new();
+        let mut comes = PathIndex::default();
+        for mend in due {
+            let key = (mend.path.clone(), mend.scope.depth);
+            if self.held.reaches_over(&mend.path) {
+                self.scars.postpone(&key);
+                continue;
+            }
+            if little && mend.trust != Trust::Nothing || !little && !chosen.is_empty() {
+                continue;
+            }
+            let walked = match mend.walked {
+                Walked::Upto(path) => Some(path),
+                Walked::Nothing | Walked::All => None,
+            };
+            let place = (walked.is_some(), mend.path.clone());
+            if let Some((job, keys)) = chosen.get_mut(&place) {
+                job.scope = job.scope.and(mend.scope);
+                job.resend |= mend.resend;
+                keys.push(key);
+                continue;
+            }
+            if comes.reaches_over(&mend.path) {
+                continue; // behind what is above it
+            }
+            if walked.is_none() {
+                let entry = self.setup.source.entry(&mend.path);
+                let entry = entry.map_err(|why| MirrorError::Source {
+                    change: format!("repair {}", mend.path),
+                    why,
+                })?;
+                if entry.is_some() {
+                    comes.insert(&mend.path);
+                }
+            }
+            let job = Job {
+                path: mend.path,
+                scope: mend.scope,
+                resend: mend.resend,
+                walked,
+            };
+            chosen.insert(place, (job, vec![key]));
         }
-        let (name, text) = (self.setup.name, why.to_string());
-        let attempts = self.scars.refused(path, text.clone());
-        if attempts.is_power_of_two() {
-            log::warn!(
-                "mirror {name}: {text}; it is parked (attempt {attempts}): `proxyfs try-again {name}` \
-                 tries it at once"
+        Ok(chosen.into_values().unzip())
+    }
+
+    fn run_slice(&mut self, jobs: &[Job], before: Seq) -> Result<Report, MirrorError> {
+        let began = Instant::now();
+        let heard = RefCell::new(std::mem::take(&mut self.heard));
+        let stop = || {
+            let mut heard = heard.borrow_mut();
+            // Changes are seen by how far the log is.
+            let new = std::iter::from_fn(|| self.setup.inbox.next());
+            heard.extend(new.filter(|notice| *notice != Notice::Changes));
+            heard
+                .iter()
+                .any(|n| matches!(n, Notice::Stop | Notice::Pause))
+        };
+        let (name, journal) = (self.setup.name, self.setup.journal);
+        let pauses = || {
+            let waits = journal.head() > before || !heard.borrow().is_empty();
+            began.elapsed() >= if waits { SHORT_SLICE } else { SLICE }
+        };
+        let announced = Cell::new(0);
+        let durable = || {
+            let head = journal.head();
+            if announced.replace(head) != head || head == 0 {
+                journal.announce(name, head)?;
+            }
+            Ok(())
+        };
+        let (scars, held, live) = (&self.scars, &self.held, self.setup.live);
+        let all = self.repaired_counts;
+        let shown = Cell::new(None::<Instant>);
+        let show = |counts: &Counts, at: Option<&RelPath>| {
+            let often = shown.get().is_some_and(|at| at.elapsed() < SHOW_EVERY);
+            if !often {
+                shown.set(Some(Instant::now()));
+                live.repairing(all.and(*counts), at);
+            }
+        };
+        let tools = Tools {
+            source: self.setup.source,
+            place: &self.setup.place,
+            rules: self.setup.rules,
+            durable: &durable,
+            stop: &stop,
+            pauses: &pauses,
+            show: &show,
+            compare: false,
+            spares: &|path| held.reaches_over(path),
+            resends: &|path| scars.resends(path),
+        };
+        let mut repair = Repair::new(&mut self.remote, tools, self.repair_number);
+        repair.linked = std::mem::take(&mut self.linked);
+        let report = repair.run(jobs.to_vec());
+        self.heard = heard.into_inner();
+        report
+    }
+
+    fn report_extras(&mut self, extras: &[RelPath], count: u64) {
+        let name = self.setup.name;
+        for path in extras.iter().take(EXTRAS_IN_LOG) {
+            log::info!("mirror {name}: only the mirror has {path}; it is kept");
+        }
+        if count > EXTRAS_IN_LOG as u64 {
+            log::info!(
+                "mirror {name}: and {} further paths that only the mirror has; `proxyfs sync {name} --delete` \
+                 removes them",
+                count - EXTRAS_IN_LOG as u64
             );
+        }
+    }
+
+    /// What the mirror did not take: a directory above it is missing, or shut, or it has to wait.
+    fn take_refusals(&mut self, refused: Vec<Refusal>, after: Seq) -> Result<(), MirrorError> {
+        if refused.is_empty() {
+            return Ok(());
+        }
+        let mut grown: Vec<RelPath> = Vec::new();
+        let mut checked = false;
+        for Refusal {
+            path,
+            whole,
+            status,
+        } in refused
+        {
+            let depth = if whole { Depth::Tree } else { Depth::Entry };
+            let scope = Scope {
+                depth,
+                delete: true,
+                bytes: false,
+            };
+            let mend = Mend {
+                // It was to be sent, perhaps.
+                resend: !whole,
+                ..Mend::new(path.clone(), scope)
+            };
+            if grown.iter().any(|dir| path.is_at_or_below(dir)) {
+                continue;
+            }
+            if status.code == code::NO_SUCH_FILE {
+                let dir = self.first_wrong(&path)?;
+                if dir != path || whole {
+                    self.scars.grow(dir.clone(), Scope::TREE, after);
+                    grown.push(dir);
+                    continue;
+                }
+            }
+            let key = (path.clone(), depth);
+            if status.code == code::PERMISSION_DENIED
+                && self.open_above([&path].into_iter(), whole)?
+            {
+                self.scars.add(mend, after);
+                continue;
+            }
+            let why = MirrorError::Unrepaired {
+                path: path.to_string(),
+                status: status.clone(),
+            };
+            if !checked && self.takes_nothing()? {
+                self.record()?;
+                return Err(why);
+            }
+            checked = true;
+            self.scars.add_again(mend, after);
+            let (name, text) = (self.setup.name, why.to_string());
+            let attempts = self.scars.refused(&key, text.clone());
+            if attempts.is_power_of_two() {
+                log::warn!(
+                    "mirror {name}: {text}; it is parked (attempt {attempts}): `proxyfs try-again {name}` \
+                     tries it at once"
+                );
+            }
+        }
+        if self.scars.are_too_many() {
+            let first = None;
+            return Err(MirrorError::TooManyParked { first });
         }
         Ok(())
     }

@@ -3,6 +3,85 @@
 use super::*;
 
 impl<R: Remote> Pipeline<'_, R> {
+    pub(super) fn unrecorded(&self) -> bool {
+        self.window
+            .front()
+            .is_some_and(|j| matches!(j.step, Step::Done | Step::Held(_)))
+    }
+
+    pub(super) fn record_if_due(&mut self) -> Result<(), MirrorError> {
+        let due = self.barrier
+            || self.publishing == 0
+            || self.recorded_at.elapsed() >= RECORD_EVERY
+            || self.window.len() >= WINDOW - LOAD;
+        if (due && self.unrecorded()) || self.settle.has_news() || self.scars.has_news() {
+            self.record()?;
+            if self.barrier {
+                self.publish()?; // what waited for it need not wait for the next reply
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes in the journal what is done.
+    pub(super) fn record(&mut self) -> Result<(), MirrorError> {
+        let mut done = None;
+        let (mut parked, mut unparked) = (Vec::new(), Vec::new());
+        while self.unrecorded() {
+            let Some(mut job) = self.window.pop_front() else {
+                break;
+            };
+            let seq = job.row.seq;
+            self.by_path.left(&job.row);
+            self.forget_in_flight(&mut job);
+            self.remove_left(job.staged());
+            // One that was set aside is behind the cursor already.
+            if seq > self.cursor {
+                self.cursor = seq;
+                done = Some((seq, job.row.cum_bytes));
+            }
+            if let Step::Held(error) = job.step {
+                parked.push(self.held.note(job.row, error));
+                continue;
+            }
+            if self.held.done(seq) {
+                unparked.push(seq);
+            }
+            let (name, change) = (self.setup.name, &job.row.change);
+            log::debug!("mirror {name}: {seq} {change} is done");
+            if !job.taken_up {
+                self.scars.follow(&job.row.change, seq);
+            }
+            self.ghosts.follow(&job.row.change, job.absent);
+            if self.setup.rules.setstat && !matches!(job.stage, Stage::Gone | Stage::Covered(_)) {
+                self.settle.touch_for(&job.row.change);
+            }
+        }
+        let (touched, settled) = self.settle.news();
+        let (ghosts, laid) = self.ghosts.news();
+        self.scars.heal(self.cursor);
+        let (mends, healed) = self.scars.news();
+        let none_aside =
+            parked.is_empty() && unparked.is_empty() && mends.is_empty() && healed.is_empty();
+        if done.is_none() && none_aside && touched.is_empty() && settled.is_empty() {
+            return Ok(());
+        }
+        let progress = Progress {
+            cursor: done,
+            touched,
+            settled,
+            ghosts,
+            laid,
+            parked,
+            unparked,
+            mends,
+            healed,
+        };
+        self.setup.journal.advance(self.setup.name, &progress)?;
+        self.recorded_at = Instant::now();
+        Ok(())
+    }
+
     pub(super) fn start_settling(&mut self) -> Result<(), MirrorError> {
         let (now, drained) = (Instant::now(), self.is_drained());
         if self.is_halted() {
@@ -43,6 +122,9 @@ impl<R: Remote> Pipeline<'_, R> {
         }
         let first = self.window.front().map(|job| job.row.seq);
         let at_rest = self.held.is_at_rest(first) & self.scars.due().is_empty();
+        if !self.scars.has_open() {
+            self.setup.live.repaired();
+        }
         // What the mirror lacks is not settled, however far the cursor is.
         let lacks = self
             .held
@@ -51,7 +133,8 @@ impl<R: Remote> Pipeline<'_, R> {
             .chain(self.scars.since())
             .min();
         let settled = lacks.map_or(self.settled, |first| self.settled.min(first - 1));
-        let drained = self.is_drained() && self.settle.is_clear() && lacks.is_none();
+        let drained =
+            self.is_drained() && self.settle.is_clear() && lacks.is_none() && self.scars.is_empty();
         match (drained, self.behind_since) {
             (false, None) => self.behind_since = Some((Instant::now(), self.cursor)),
             (true, Some((since, cursor))) => {

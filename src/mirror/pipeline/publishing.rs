@@ -15,12 +15,16 @@ impl<R: Remote> Pipeline<'_, R> {
                 break;
             };
             let seq = job.row.seq;
-            if matches!(job.step, Step::Held(_)) {
+            // Set aside, or published ahead of its turn.
+            if matches!(job.step, Step::Held(_) | Step::Sent(..) | Step::Done) {
                 self.publish_next = seq + 1;
                 continue;
             }
             let under_way = matches!(job.stage, Stage::Uploading(_) | Stage::Symlink(..));
-            if self.held.touches(&job.row.change) && !under_way {
+            if self.scars.are_full() {
+                break; // they are repaired first
+            }
+            if self.waits_behind(&job.row.change) && !under_way {
                 self.set_aside(index, None)?;
                 self.publish_next = seq + 1;
                 continue;
@@ -47,7 +51,10 @@ impl<R: Remote> Pipeline<'_, R> {
                     self.publish_next = seq + 1;
                     continue;
                 }
-                Stage::Waiting | Stage::Uploading(_) | Stage::Symlink(..) => break,
+                Stage::Waiting | Stage::Uploading(_) | Stage::Symlink(..) => {
+                    self.pass(index)?;
+                    break;
+                }
             }
             if job.lost
                 && job.fate == Fate::Lives
@@ -90,6 +97,15 @@ impl<R: Remote> Pipeline<'_, R> {
             }
         }
         Ok(())
+    }
+
+    /// Whether a row depends on one that is set aside. What is to be made like the source does not, if what is set
+    /// aside lies below: the repair leaves that alone.
+    fn waits_behind(&self, change: &Change) -> bool {
+        match change {
+            Change::Repair { path, .. } => self.held.reaches_over(path),
+            _ => self.held.touches(change),
+        }
     }
 
     /// How a row is published. Everything earlier on a pivot's paths is noted as done here, so that the

@@ -453,7 +453,7 @@ impl<R: Remote> Pipeline<'_, R> {
     }
 
     /// The earlier row whose send brings what this one is about.
-    fn covered_by(&self, index: usize) -> Option<Seq> {
+    pub(super) fn covered_by(&self, index: usize) -> Option<Seq> {
         let job = &self.window[index];
         if job.alone || job.anew {
             return None;

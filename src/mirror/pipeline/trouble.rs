@@ -169,13 +169,7 @@ impl<R: Remote> Pipeline<'_, R> {
     pub(super) fn rewind(&mut self, seq: Seq) {
         self.uncertain = self.uncertain.max(self.announced);
         let from = self.first_from(seq);
-        // Everything before `publish_next` was sent, and so was a file in place at it.
-        let was_sent = |job: &Job| !matches!(job.step, Step::Waiting);
-        let sent = self
-            .window
-            .iter()
-            .rposition(was_sent)
-            .map_or(0, |at| at + 1);
+        let sent = self.behind_what_was_sent();
         for index in from..sent.max(from + 1) {
             if matches!(self.window[index].step, Step::Held(_)) {
                 continue; // its turn comes with that of what it waits for

@@ -1,0 +1,83 @@
+//! Keeping the log short: rows go when nobody needs them any more, and the WAL goes into the database.
+//!
+//! The danger: a row goes that is needed after a crash. Two may need it: a mirror that has not got it, and,
+//! after a power cut, the start that must know which paths the disk may have lost although mirrors have them.
+//! So a row leaves when every mirror has it *and* a checkpoint covers it ([`Journal::cover`], J5).
+
+use super::reader::position_of;
+use super::{Journal, JournalError, open_here};
+use crate::change::Seq;
+use rusqlite::{OpenFlags, params};
+use std::sync::atomic::Ordering;
+
+/// When more than this (bytes) is in the WAL only, [`Journal::maintain`] moves it into the database.
+pub(super) const WAL_LIMIT: u64 = 4 << 20;
+
+/// How many rows [`Journal::maintain`] removes while it holds the lock that appends need.
+const PRUNE_BATCH: i64 = 2000;
+
+/// How many batches [`Journal::maintain`] removes in one call.
+const PRUNE_BATCHES: u32 = 20;
+
+impl Journal {
+    /// A checkpoint is on the disk: all that is recorded up to `seq` is there in the source too, and durable.
+    pub fn cover(&self, seq: Seq) {
+        self.covered.fetch_max(seq, Ordering::AcqRel);
+    }
+
+    /// Removes rows that every mirror has and a checkpoint covers, a bounded number, and moves a long WAL into
+    /// the database. For a thread of its own, every now and then: appends wait for a batch of removals at
+    /// most.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn maintain(&self) -> Result<(), JournalError> {
+        for _ in 0..PRUNE_BATCHES {
+            if !self.prune().map_err(|why| self.sql(why))? {
+                break;
+            }
+        }
+        if self.wal.metadata().is_ok_and(|m| m.len() > WAL_LIMIT) {
+            self.checkpoint_wal().map_err(|why| self.sql(why))?;
+        }
+        Ok(())
+    }
+
+    /// Removes one batch; says whether there may be more. The newest row stays: the next number
+    /// comes from it.
+    fn prune(&self) -> rusqlite::Result<bool> {
+        let pins = self.pins().clone();
+        let covered = self.covered.load(Ordering::Acquire);
+        let writer = self.writer();
+        let mut everywhere = writer.head.saturating_sub(1).min(covered);
+        for name in pins {
+            let position = position_of(&writer.db, &name)?;
+            // What a mirror lacks that the log has dropped a sync will bring: nothing is kept for it.
+            if position.lacks == 0 {
+                everywhere = everywhere.min(position.cursor);
+            }
+        }
+        let removed = writer.db.execute(
+            "DELETE FROM change WHERE seq IN
+                 (SELECT seq FROM change WHERE seq <= ?1 ORDER BY seq LIMIT ?2)",
+            params![everywhere as i64, PRUNE_BATCH],
+        )?;
+        Ok(removed as i64 == PRUNE_BATCH)
+    }
+
+    /// On a connection of its own and passive: neither appends nor reads wait for it. True if there was so much
+    /// to move that it was worth it: the first append behind a checkpoint begins the WAL anew, and waits for the
+    /// disk. The file's length does not tell, as it stays when the WAL begins anew.
+    pub(super) fn checkpoint_wal(&self) -> rusqlite::Result<bool> {
+        let db = open_here(&self.file, OpenFlags::default())?;
+        db.pragma_update(None, "wal_autocheckpoint", 0)?;
+        let page: i64 = db.query_row("PRAGMA page_size", [], |row| row.get(0))?;
+        let pages = |row: &rusqlite::Row| Ok(row.get::<_, i64>(1)? - row.get::<_, i64>(2)?);
+        let waiting = db.query_row("PRAGMA wal_checkpoint(NOOP)", [], pages)?;
+        let worth_it = waiting.saturating_mul(page) > WAL_LIMIT as i64;
+        if worth_it {
+            db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
+        }
+        Ok(worth_it)
+    }
+}

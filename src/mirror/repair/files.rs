@@ -1,0 +1,328 @@
+//! Files and links on their way: staged on any lane, shown by a rename when every reply is there.
+
+use super::super::plan::stage_symlink;
+use super::super::source::times_of;
+use super::super::upload::{Outcome, Start, Upload, Wanted};
+use super::*;
+
+/// A file on its way.
+pub(super) struct File {
+    path: RelPath,
+    entry: Entry,
+    in_place: bool,
+    tries: u32,
+    /// None: not begun.
+    upload: Option<Box<Upload>>,
+}
+
+/// A symbolic link on its way.
+pub(super) struct Link {
+    path: RelPath,
+    missing: usize,
+    refused: Option<Status>,
+}
+
+/// Something that is ready to be shown.
+pub(super) struct Ready {
+    number: Seq,
+    path: RelPath,
+    /// It is a further name of a file. A rename of one name of a file over another does nothing (rename(2)).
+    is_name: bool,
+}
+
+/// Names are given to files so many at a time.
+const NAMES: usize = 512;
+
+impl<R: Remote> Repair<'_, R> {
+    /// A number to make something ready under: no other was ever made ready under it in this session.
+    fn next_number(&mut self) -> Seq {
+        self.report.number += 1;
+        self.report.number
+    }
+
+    /// Sends a file.
+    pub(super) fn send(
+        &mut self,
+        path: RelPath,
+        entry: Entry,
+        in_place: bool,
+    ) -> Result<(), MirrorError> {
+        while self.files.len() >= FILES {
+            self.turn()?;
+        }
+        self.begin(File {
+            path,
+            entry,
+            in_place,
+            tries: 0,
+            upload: None,
+        })?;
+        self.feed()?;
+        while self.remote.unacknowledged_bytes() >= UNACKNOWLEDGED * self.remote.lanes() {
+            self.turn()?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn begin(&mut self, mut file: File) -> Result<(), MirrorError> {
+        let Kind::File(node) = &file.entry.kind else {
+            return Ok(());
+        };
+        self.report.touched.extend(file.path.parent());
+        let number = self.next_number();
+        let dest = match file.in_place {
+            true => self.tools.place.path(&file.path),
+            false => self.tools.place.stage(number),
+        };
+        if file.in_place {
+            (self.tools.durable)()?;
+        }
+        self.want_lanes(file.entry.stat.st_size as u64);
+        let Tools { source, rules, .. } = self.tools;
+        let wanted = Wanted {
+            dest,
+            in_place: file.in_place,
+            parts: None,
+        };
+        // In place on the first lane: its order is that of what is shown.
+        let load = |n: &usize| self.remote.unacknowledged_on(*n);
+        let lane = match file.in_place {
+            true => 0,
+            false => (0..self.remote.lanes()).min_by_key(load).unwrap_or(0),
+        };
+        let via = (&mut *self.remote, lane);
+        match Upload::start(source, node, wanted, rules, via).map_err(source_error(&file.path))? {
+            Start::Begun(upload, tickets) => {
+                for ticket in tickets {
+                    self.tickets.insert(ticket, Purpose::Send(number));
+                }
+                file.upload = Some(upload);
+                self.files.insert(number, file);
+            }
+            // What becomes of it is in the log, or will be.
+            Start::Gone | Start::Rewritten => {}
+        }
+        Ok(())
+    }
+
+    /// Further lanes, where they are of use.
+    fn want_lanes(&mut self, size: u64) {
+        use crate::sftp::lanes::{FAR, MOST_LANES};
+        if self.remote.round_trip() >= FAR {
+            self.remote.want_lanes(MOST_LANES);
+        } else if size >= self.remote.wide_from() {
+            self.remote.want_lanes(2);
+        }
+    }
+
+    /// Sends file data, as far as there is room.
+    pub(super) fn feed(&mut self) -> Result<(), MirrorError> {
+        for (number, file) in &mut self.files {
+            let Some(upload) = &mut file.upload else {
+                continue;
+            };
+            let tickets = &mut self.tickets;
+            let mut note = |ticket| {
+                tickets.insert(ticket, Purpose::Send(*number));
+            };
+            upload.widen(self.remote, &mut note);
+            while upload.wants_to_send() && upload.has_room(self.remote, UNACKNOWLEDGED) {
+                upload
+                    .send_next(self.remote, &mut note)
+                    .map_err(source_error(&file.path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows what is ready.
+    pub(super) fn publish(&mut self) -> Result<(), MirrorError> {
+        if self.ready.is_empty() {
+            return Ok(());
+        }
+        (self.tools.durable)()?;
+        for Ready {
+            number,
+            path,
+            is_name,
+        } in std::mem::take(&mut self.ready)
+        {
+            self.report.touched.extend(path.parent());
+            let (from, to) = (self.tools.place.stage(number), self.tools.place.path(&path));
+            for request in plan::replace(from.clone(), to, self.tools.rules) {
+                match request {
+                    // Of that nothing is to be learned.
+                    Request::Remove { .. } => {
+                        self.remote.send(request);
+                    }
+                    rename => self.send_as(Purpose::Must(path.clone()), rename),
+                }
+            }
+            if is_name {
+                self.remote.send(Request::Remove { path: from }); // mostly there is none
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn take_file(
+        &mut self,
+        number: Seq,
+        ticket: Ticket,
+        reply: Reply,
+    ) -> Result<(), MirrorError> {
+        let source = self.tools.source;
+        let Some(file) = self.files.get_mut(&number) else {
+            return Ok(());
+        };
+        let Some(upload) = &mut file.upload else {
+            return Ok(());
+        };
+        let lane = upload.lane();
+        let outcome = upload.take(ticket, reply, source);
+        let Some(outcome) = outcome.map_err(source_error(&file.path))? else {
+            return Ok(());
+        };
+        let sent = upload.progress().1;
+        let Some(mut file) = self.files.remove(&number) else {
+            return Ok(());
+        };
+        self.report.counts.bytes += sent;
+        let path = self.tools.place.stage(number);
+        match outcome {
+            Outcome::Changed if file.tries < AGAIN => {
+                self.remote.send_on(lane, Request::Remove { path });
+                file.tries += 1;
+                file.upload = None;
+                self.again.push(file);
+            }
+            Outcome::Refused(status) => {
+                if !file.in_place {
+                    self.remote.send_on(lane, Request::Remove { path });
+                }
+                self.refuse(file.path, false, status);
+            }
+            Outcome::Rewritten => {
+                self.remote.send_on(lane, Request::Remove { path });
+            }
+            Outcome::Complete | Outcome::Changed | Outcome::Half => {
+                self.report.counts.sent += 1;
+                if !file.in_place {
+                    self.ready.push(Ready {
+                        number,
+                        path: file.path,
+                        is_name: false,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn make_symlink(&mut self, path: RelPath, entry: &Entry) {
+        let Kind::Symlink(target) = &entry.kind else {
+            return;
+        };
+        self.report.touched.extend(path.parent());
+        let number = self.next_number();
+        let stage = self.tools.place.stage(number);
+        let (owner, times) = (owner_of(&entry.stat), times_of(&entry.stat));
+        let requests = stage_symlink(target, owner, times, stage, self.tools.rules);
+        let missing = requests.len();
+        for request in requests {
+            self.send_as(Purpose::Symlink(number), request);
+        }
+        let refused = None;
+        self.links.insert(
+            number,
+            Link {
+                path,
+                missing,
+                refused,
+            },
+        );
+    }
+
+    pub(super) fn take_symlink(&mut self, number: Seq, status: Option<Status>) {
+        let Some(link) = self.links.get_mut(&number) else {
+            return;
+        };
+        link.missing -= 1;
+        link.refused = link.refused.take().or(status);
+        if link.missing > 0 {
+            return;
+        }
+        let Some(link) = self.links.remove(&number) else {
+            return;
+        };
+        match link.refused {
+            None => {
+                self.report.counts.sent += 1;
+                self.ready.push(Ready {
+                    number,
+                    path: link.path,
+                    is_name: false,
+                });
+            }
+            Some(status) => {
+                let path = self.tools.place.stage(number);
+                self.remote.send(Request::Remove { path });
+                self.refuse(link.path, false, status);
+            }
+        }
+    }
+
+    /// Gives files their further names, once they are there and these are many, or nothing else is to be done.
+    pub(super) fn name_later(&mut self) -> Result<(), MirrorError> {
+        if self.later.is_empty() {
+            return Ok(());
+        }
+        let later = std::mem::take(&mut self.later);
+        self.drain()?;
+        for (first, path) in later {
+            let number = self.next_number();
+            let (from, to) = (
+                self.tools.place.path(&first),
+                self.tools.place.stage(number),
+            );
+            self.send_as(Purpose::Name(number, path), Request::Hardlink { from, to });
+        }
+        Ok(())
+    }
+
+    /// The same when they are many.
+    pub(super) fn name_many(&mut self) -> Result<(), MirrorError> {
+        match self.later.len() < NAMES {
+            true => Ok(()),
+            false => self.name_later(),
+        }
+    }
+
+    pub(super) fn take_name(
+        &mut self,
+        number: Seq,
+        path: RelPath,
+        status: Option<Status>,
+    ) -> Result<(), MirrorError> {
+        if status.is_none() {
+            self.report.counts.sent += 1;
+            self.ready.push(Ready {
+                number,
+                path,
+                is_name: true,
+            });
+            return Ok(());
+        }
+        // The first name could not be made: this one is a file of its own.
+        if let Some(entry) = self.entry(&path)? {
+            self.again.push(File {
+                path,
+                entry,
+                in_place: false,
+                tries: 0,
+                upload: None,
+            });
+        }
+        Ok(())
+    }
+}

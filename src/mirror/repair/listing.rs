@@ -1,0 +1,240 @@
+//! Directories of a mirror, read many at a time.
+//!
+//! READDIR brings the attributes along: no file costs a request of its own. (A server that leaves them out is asked
+//! for each.) What can't be read to its end is refused: half a list would be taken for a directory in which
+//! files are missing.
+//!
+//! Names are what the server says: none is used before it is seen to be one part of a path.
+
+use crate::change::RelPath;
+use crate::sftp::{Attrs, Handle, Remote, Reply, Request, Status, Ticket, code};
+use std::collections::HashMap;
+
+/// READDIRs on their way for a directory that has shown to be long: a server answers with about a hundred names.
+const READDIRS: usize = 4;
+
+/// One entry there.
+#[derive(Clone, Debug)]
+pub struct There {
+    /// Its name.
+    pub name: Box<[u8]>,
+    /// What it is like.
+    pub attrs: Attrs,
+    /// How many names the file has, where the server tells.
+    pub links: Option<u32>,
+}
+
+/// What came of reading a directory.
+#[derive(Debug)]
+pub enum Read {
+    /// Its entries by name, each once.
+    All(Vec<There>),
+    /// It was refused.
+    Refused(Status),
+}
+
+struct Reading {
+    place: Vec<u8>,
+    lane: usize,
+    handle: Option<Handle>,
+    entries: Vec<There>,
+    /// Requests without a reply.
+    waiting: usize,
+    readdirs: usize,
+    ended: bool,
+    refused: Option<Status>,
+    /// Entries whose attributes are asked for.
+    asked: bool,
+}
+
+/// What a request is about.
+#[derive(Clone, Copy)]
+enum Asked {
+    Open,
+    Names,
+    /// The attributes of this entry.
+    Look(usize),
+}
+
+/// Directories that are being read, and that are read and not yet taken.
+#[derive(Default)]
+pub struct Listings {
+    all: HashMap<u64, Reading>,
+    tickets: HashMap<Ticket, (u64, Asked)>,
+    under_way: usize,
+    held: usize,
+    turn: usize,
+}
+
+impl Listings {
+    /// How many are being read.
+    pub fn under_way(&self) -> usize {
+        self.under_way
+    }
+
+    /// How many entries are kept.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Whether this one was begun.
+    pub fn is_known(&self, id: u64) -> bool {
+        self.all.contains_key(&id)
+    }
+
+    /// Begins to read the directory at `place`.
+    pub fn begin<R: Remote>(&mut self, id: u64, place: Vec<u8>, remote: &mut R) {
+        // In turns on all lanes: each has a server process of its own.
+        self.turn += 1;
+        let lane = self.turn % remote.lanes().max(1);
+        let path = place.clone();
+        let ticket = remote.send_on(lane, Request::Opendir { path });
+        self.tickets.insert(ticket, (id, Asked::Open));
+        self.under_way += 1;
+        let reading = Reading {
+            place,
+            lane,
+            handle: None,
+            entries: Vec::new(),
+            waiting: 1,
+            readdirs: 2,
+            ended: false,
+            refused: None,
+            asked: false,
+        };
+        self.all.insert(id, reading);
+    }
+
+    /// Takes a reply, if it is one of theirs; else gives it back.
+    pub fn take<R: Remote>(
+        &mut self,
+        ticket: Ticket,
+        reply: Reply,
+        remote: &mut R,
+    ) -> Option<Reply> {
+        let Some((id, asked)) = self.tickets.remove(&ticket) else {
+            return Some(reply);
+        };
+        let Some(reading) = self.all.get_mut(&id) else {
+            // Nobody waits for it any more.
+            if let Reply::Handle(handle) = reply {
+                remote.send_on(ticket.lane.into(), Request::Close { handle });
+            }
+            return None;
+        };
+        reading.waiting -= 1;
+        match (asked, reply) {
+            (Asked::Open, Reply::Handle(handle)) => reading.handle = Some(handle),
+            (Asked::Names, Reply::Names(names)) => {
+                self.held += names.len();
+                reading.readdirs = READDIRS.min(reading.readdirs + 1);
+                reading.entries.extend(names.into_iter().map(|name| There {
+                    name: name.name.into(),
+                    attrs: name.attrs,
+                    links: name.links,
+                }));
+            }
+            (Asked::Names, Reply::Status(status)) if status.code == code::EOF => {
+                reading.ended = true;
+            }
+            (Asked::Look(index), Reply::Attrs(attrs)) => reading.entries[index].attrs = attrs,
+            // It has gone meanwhile: as if it had not been listed.
+            (Asked::Look(index), _) => reading.entries[index].name = Box::default(),
+            (_, Reply::Status(status)) => {
+                reading.refused.get_or_insert(status);
+                reading.ended = true;
+            }
+            (
+                _,
+                Reply::Ok | Reply::Handle(_) | Reply::Data(_) | Reply::Names(_) | Reply::Attrs(_),
+            ) => {
+                reading.ended = true;
+            }
+        }
+        let lane = reading.lane;
+        if let Some(handle) = reading.handle.clone() {
+            while !reading.ended && reading.waiting < reading.readdirs {
+                let handle = handle.clone();
+                let ticket = remote.send_on(lane, Request::Readdir { handle });
+                self.tickets.insert(ticket, (id, Asked::Names));
+                reading.waiting += 1;
+            }
+            if reading.ended && reading.waiting == 0 {
+                reading.handle = None;
+                remote.send_on(lane, Request::Close { handle }); // nobody waits for that
+            }
+        }
+        if reading.ended && reading.waiting == 0 && !reading.asked {
+            reading.asked = true;
+            for (index, entry) in reading.entries.iter().enumerate() {
+                let Attrs {
+                    size: Some(_),
+                    mode: Some(_),
+                    times: Some(_),
+                    ..
+                } = entry.attrs
+                else {
+                    let path = [&reading.place[..], b"/", &entry.name].concat();
+                    if is_name(&entry.name) {
+                        let ticket = remote.send_on(lane, Request::Lstat { path });
+                        self.tickets.insert(ticket, (id, Asked::Look(index)));
+                        reading.waiting += 1;
+                    }
+                    continue;
+                };
+            }
+        }
+        if reading.is_ready() {
+            self.under_way -= 1;
+        }
+        None
+    }
+
+    /// Whether it can be taken.
+    pub fn is_ready(&self, id: u64) -> bool {
+        self.all.get(&id).is_some_and(Reading::is_ready)
+    }
+
+    /// What was read, once it is ready.
+    pub fn finish(&mut self, id: u64) -> Option<Read> {
+        if !self.is_ready(id) {
+            return None;
+        }
+        let reading = self.all.remove(&id)?;
+        self.held -= reading.entries.len();
+        if let Some(status) = reading.refused {
+            return Some(Read::Refused(status));
+        }
+        let mut entries = reading.entries;
+        entries.retain(|entry| is_name(&entry.name));
+        entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        entries.dedup_by(|a, b| a.name == b.name);
+        Some(Read::All(entries))
+    }
+
+    /// Forgets all; what is still open there is closed.
+    pub fn drop_all<R: Remote>(&mut self, remote: &mut R) {
+        for reading in std::mem::take(&mut self.all).into_values() {
+            if let Some(handle) = reading.handle {
+                remote.send_on(reading.lane, Request::Close { handle });
+            }
+        }
+        (self.under_way, self.held) = (0, 0);
+    }
+
+    /// Whether replies are still to come.
+    pub fn is_waiting(&self) -> bool {
+        !self.tickets.is_empty()
+    }
+}
+
+impl Reading {
+    fn is_ready(&self) -> bool {
+        self.ended && self.waiting == 0 && self.asked
+    }
+}
+
+/// Whether it is the name of an entry, and no way to somewhere else.
+fn is_name(name: &[u8]) -> bool {
+    !name.is_empty() && name != b"." && name != b".." && RelPath::root().join(name).is_ok()
+}

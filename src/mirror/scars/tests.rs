@@ -1,0 +1,80 @@
+//! What rows and repairs do to scars.
+
+use super::*;
+
+fn path(s: &str) -> RelPath {
+    RelPath::new(s.as_bytes()).unwrap()
+}
+
+fn rename(a: &str, b: &str) -> Change {
+    Change::Rename {
+        from: path(a),
+        to: path(b),
+    }
+}
+
+fn unlink(s: &str) -> Change {
+    Change::Unlink { path: path(s) }
+}
+
+fn scarred(s: &str) -> Scars {
+    let mut scars = Scars::new(Vec::new(), Duration::from_secs(1), false);
+    scars.add(Mend::new(path(s), Scope::ENTRY), 5);
+    scars
+}
+
+fn paths(scars: &Scars) -> Vec<String> {
+    scars.all.keys().map(|key| key.0.to_string()).collect()
+}
+
+#[test]
+fn what_has_to_do_with_a_scar_becomes_one() {
+    let mut scars = scarred("d");
+    assert!(!scars.take_up(&unlink("e"), 6));
+    assert!(scars.take_up(&rename("d/x", "y"), 6) && scars.take_up(&unlink("y"), 7));
+    assert_eq!(paths(&scars), ["d", "d/x", "y"]);
+    assert_eq!(scars.since(), Some(5));
+}
+
+#[test]
+fn a_repair_that_is_recorded_makes_its_path_one() {
+    let mut scars = Scars::new(Vec::new(), Duration::from_secs(1), false);
+    let (path, scope) = (path("d"), crate::change::Scope::TREE);
+    assert!(scars.take_up(&Change::Repair { path, scope }, 5));
+    assert!(scars.take_up(&unlink("d/x"), 6));
+    assert_eq!(paths(&scars), ["d"], "it is below");
+    assert!(scars.take_up(&rename("d/y", "z"), 7));
+    assert_eq!(paths(&scars), ["d", "d/y", "z"]);
+}
+
+#[test]
+fn a_move_above_moves_it_and_is_replayed() {
+    let mut scars = scarred("d/x");
+    assert!(!scars.take_up(&rename("d", "e"), 6));
+    scars.follow(&rename("d", "e"), 6);
+    assert_eq!(paths(&scars), ["e/x"]);
+    assert!(!scars.take_up(&unlink("d/x"), 7));
+    // But a directory is not removed while it may hold what is to go.
+    assert!(scars.take_up(&Change::Rmdir { path: path("e") }, 8));
+}
+
+#[test]
+fn it_is_healed_when_the_mirror_has_passed_the_repair_and_nothing_came_meanwhile() {
+    let mut scars = scarred("f");
+    assert!(!scars.are_due(8, 9) && scars.are_due(9, 12));
+    let key = (path("f"), Depth::Entry);
+    scars.repaired(&key, 10, 12);
+    assert!(scars.take_up(&unlink("f"), 10), "covered");
+    scars.heal(11);
+    assert!(!scars.is_empty());
+    assert!(
+        scars.take_up(&unlink("f"), 11),
+        "recorded while it was at work"
+    );
+    scars.heal(12);
+    assert!(!scars.is_empty() && !scars.due().is_empty());
+    scars.repaired(&key, 12, 12);
+    scars.heal(12);
+    assert!(scars.is_empty());
+    assert_eq!(scars.news(), (vec![], vec![key]));
+}
