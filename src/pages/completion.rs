@@ -212,6 +212,7 @@ pub(super) fn fish(program: &Command) -> String {
          complete -c proxyfs -s h -l help -d 'Print help'\n\
          complete -c proxyfs -n __fish_use_subcommand -s V -l version -d 'Print the version'\n"
     );
+    // With `-x`, a value is needed and no file is offered, with `-r` it may be one.
     let offered = |offer: &Offer| match offer {
         Offer::Mirrors => "-a '(__proxyfs_mirrors)'".to_string(),
         Offer::Files => "-F".to_string(),
@@ -235,7 +236,8 @@ pub(super) fn fish(program: &Command) -> String {
                 None if offer.is_empty() => Ok(()),
                 None => writeln!(text, "{here} {offer}"),
                 Some(long) if takes_value(argument) => {
-                    writeln!(text, "{here} -l {long} -x {offer} -d {help}")
+                    let value = if offer == "-F" { "-r" } else { "-x" };
+                    writeln!(text, "{here} -l {long} {value} {offer} -d {help}")
                 }
                 Some(long) => writeln!(text, "{here} -l {long} -d {help}"),
             };
