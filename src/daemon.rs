@@ -226,7 +226,8 @@ fn run_with(
         identity::claim_source(local.root_fd(), &config.source, &journal).map_err(failed)?;
     let clock = FsClock::new(local.root_fd());
     let run = Run::now(local.root_fd(), &config.state_dir);
-    let mut plan = marks::plan(&journal, &run, clock.now()).map_err(failed)?;
+    let now = clock.now();
+    let mut plan = marks::plan(&journal, &run, now).map_err(failed)?;
     if plan.had_content && keeper::is_empty(&local).map_err(failed)? {
         return Err(emptied(&config.source));
     }
@@ -259,7 +260,7 @@ fn run_with(
         stop: Arc::default(),
     };
     let progress = Arc::clone(&scan.progress);
-    marks::begin(&journal, &run).map_err(failed)?;
+    marks::begin(&journal, &run, now).map_err(failed)?;
     scan.prepare(&plan).map_err(failed)?;
     let mounted = match mount::mount(Arc::clone(&local), &config.mount_point, options) {
         Ok(mounted) => mounted,

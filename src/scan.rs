@@ -32,6 +32,7 @@ pub mod survivors;
 mod walk;
 
 use crate::change::{RelPath, Scope};
+use crate::fault;
 use crate::journal::{Journal, JournalError};
 use crate::local::Local;
 use crate::local::suspects::Suspicion;
@@ -245,6 +246,7 @@ impl Scan {
 
     /// Records a repair; waits while the log is closed.
     fn record(&self, path: RelPath, scope: Scope) -> Result<(), ScanError> {
+        fault::point("scan.found");
         while self.local.repair(path.clone(), scope).is_err() {
             self.check()?;
             std::thread::sleep(AGAIN);

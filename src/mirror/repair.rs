@@ -482,7 +482,8 @@ impl<'a, R: Remote> Repair<'a, R> {
         let at = self.tools.place.path(&path);
         if !is_dir(there) {
             self.send_as(Purpose::Gone(path), Request::Remove { path: at });
-        } else if scope.depth == Depth::Tree && scope.delete {
+        } else if scope.depth != Depth::Entry && scope.delete {
+            // As it would be if the source had nothing by this name.
             self.clear(path)?;
         } else {
             self.send_as(Purpose::Gone(path), Request::Rmdir { path: at });

@@ -515,7 +515,8 @@ impl Scars {
             return None;
         }
         let scar = self.all.get(&(path.clone(), Depth::Entry))?;
-        scar.is_open().then_some(scar.mend.resend)
+        let sent = scar.mend.resend || scar.mend.scope.bytes;
+        scar.is_open().then_some(sent)
     }
 
     /// One was repaired, from where the log was `before` to where it was `after`.

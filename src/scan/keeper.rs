@@ -12,6 +12,7 @@
 
 use super::marks::{self, FsClock, Mark, Plan};
 use super::{Scan, ScanError};
+use crate::fault;
 use crate::journal::JournalError;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use rustix::fs::{Dir, Mode, OFlags, openat, syncfs};
@@ -37,9 +38,12 @@ pub struct Keeper {
     thread: JoinHandle<()>,
 }
 
-struct Work {
-    scan: Scan,
-    clock: FsClock,
+/// What it does.
+pub struct Work {
+    /// What marks and checkpoints are made of.
+    pub scan: Scan,
+    /// The source's clock.
+    pub clock: FsClock,
 }
 
 impl Keeper {
@@ -158,7 +162,8 @@ impl Work {
         }
     }
 
-    fn checkpoint(&self, clean: bool) {
+    /// The last checkpoint of a run. `clean`: it was a proper end.
+    pub fn checkpoint(&self, clean: bool) {
         let Some(mark) = self.take() else {
             return;
         };
@@ -174,9 +179,10 @@ impl Work {
     }
 
     /// A mark as it is now; none while the log is closed.
-    fn take(&self) -> Option<Mark> {
+    pub fn take(&self) -> Option<Mark> {
         // In this order: see the module's comment.
         let seq = self.scan.journal.head();
+        fault::point("checkpoint.began");
         let (time, wall) = (self.clock.now(), SystemTime::now());
         let (wall_ms, up_ms) = (crate::journal::now_ms(), marks::up_ms());
         let unlogged = self.scan.local.unlogged();
@@ -200,12 +206,21 @@ impl Work {
         })
     }
 
-    fn note_mark(&self, mark: &Mark) -> Result<(), String> {
+    /// Notes a mark.
+    ///
+    /// # Errors
+    /// In words: the journal's.
+    pub fn note_mark(&self, mark: &Mark) -> Result<(), String> {
         marks::note_mark(&self.scan.journal, mark).map_err(in_words)
     }
 
-    fn note_checkpoint(&self, mark: &Mark) -> Result<(), String> {
+    /// Makes the source durable, and notes a checkpoint.
+    ///
+    /// # Errors
+    /// In words: the disk's, or the journal's.
+    pub fn note_checkpoint(&self, mark: &Mark) -> Result<(), String> {
         self.durable(mark)?;
+        fault::point("checkpoint.durable");
         marks::note_checkpoint(&self.scan.journal, mark, false).map_err(in_words)
     }
 

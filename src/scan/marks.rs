@@ -11,6 +11,7 @@
 //! wall clock and the time since the boot were: if they have come apart, no ctime is believed.
 
 use crate::change::{Seq, Timestamp};
+use crate::fault;
 use crate::journal::{Journal, JournalError, Reader};
 use crate::local::RESERVED;
 use crate::local::suspects::Suspicion;
@@ -136,6 +137,7 @@ fn mount_id(fd: BorrowedFd<'_>) -> u64 {
 /// The clock that the source's file system takes its ctimes from.
 pub struct FsClock {
     file: Option<OwnedFd>,
+    slack: Duration,
 }
 
 impl FsClock {
@@ -148,7 +150,19 @@ impl FsClock {
             rustix::fs::openat(dir, "clock", file, Mode::RUSR | Mode::WUSR)
         };
         let open: Result<OwnedFd, Errno> = open();
-        FsClock { file: open.ok() }
+        FsClock {
+            file: open.ok(),
+            slack: SLACK,
+        }
+    }
+
+    /// The same to the tick: for who changes the source on one thread only, as tests do that have no time to lose.
+    #[must_use]
+    pub fn without_slack(self) -> FsClock {
+        FsClock {
+            slack: Duration::ZERO,
+            ..self
+        }
     }
 
     /// What is changed from now on has this ctime or a later one.
@@ -171,7 +185,7 @@ impl FsClock {
             })
         };
         match self.file.as_ref().map(touch) {
-            Some(Ok(now)) => earlier(now, SLACK),
+            Some(Ok(now)) => earlier(now, self.slack),
             _ => earlier(of(SystemTime::now()), COARSE_SLACK),
         }
     }
@@ -330,11 +344,24 @@ fn any_row(
     }
 }
 
-/// Notes that a run has begun: what it leaves without a word is unclean.
+/// Notes that a run has begun: what it leaves without a word is unclean. A log in which nothing is yet begins with a
+/// mark of `now`, the file system's clock before the plan was made: if the first run is killed before it makes one,
+/// what changes until the next is found all the same.
 ///
 /// # Errors
 /// The journal's.
-pub fn begin(journal: &Journal, run: &Run) -> Result<(), JournalError> {
+pub fn begin(journal: &Journal, run: &Run, now: Timestamp) -> Result<(), JournalError> {
+    if journal.head() == 0 && journal.meta(CHECKPOINT)?.is_none() {
+        let first = Mark {
+            time: now,
+            wall_ms: crate::journal::now_ms(),
+            up_ms: up_ms(),
+            empty: true,
+            ..Mark::default()
+        };
+        let text = first.to_string();
+        journal.note(&[(MARK, &text), (CHECKPOINT, &text)])?;
+    }
     journal.note(&[(RUN, &run.0), (CLEAN, "no")])?;
     journal.sync()
 }
@@ -355,6 +382,7 @@ pub fn note_checkpoint(journal: &Journal, mark: &Mark, clean: bool) -> Result<()
     let text = mark.to_string();
     let last = if clean { "yes" } else { "no" };
     journal.note(&[(MARK, &text), (CHECKPOINT, &text), (CLEAN, last)])?;
+    fault::point("checkpoint.noted");
     journal.sync()?;
     journal.cover(mark.seq);
     Ok(())

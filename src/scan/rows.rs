@@ -2,7 +2,7 @@
 
 use super::{Scan, ScanError, walk};
 use crate::change::{Change, RelPath, Scope, Seq};
-use crate::local::suspects::ENTRY;
+use crate::local::suspects::{ENTRY, NEW_TREE};
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 
@@ -67,22 +67,25 @@ impl Seen {
 /// What a change may have left otherwise than the source is. The bytes of what it names are compared; below a
 /// directory that was moved, size and time: which bytes are other ones there is told by rows of their own.
 fn concerned(change: Change, is_directory: &dyn Fn(&RelPath) -> bool) -> Vec<(RelPath, Scope)> {
-    let moved = |path: RelPath| {
+    // What is a file here, or nothing, may be a directory there by now, with things in it.
+    let with = |path: RelPath, directory: Scope| {
         let scope = if is_directory(&path) {
-            Scope::TREE
+            directory
         } else {
-            ENTRY
+            NEW_TREE
         };
         (path, scope)
     };
+    let moved = |path| with(path, Scope::TREE);
+    let changed = |path| with(path, ENTRY);
     match change {
         Change::Mkdir { path, .. }
         | Change::Rmdir { path }
         | Change::Unlink { path }
         | Change::Symlink { path, .. }
         | Change::Content { path, .. }
-        | Change::Attr { path, .. } => vec![(path, ENTRY)],
-        Change::Link { from, path } => vec![(from, ENTRY), (path, ENTRY)],
+        | Change::Attr { path, .. } => vec![changed(path)],
+        Change::Link { from, path } => vec![changed(from), changed(path)],
         Change::Rename { from, to } => vec![moved(from), moved(to)],
         Change::Exchange { a, b } => vec![moved(a), moved(b)],
         Change::Repair { path, scope } => vec![(path, scope)],

@@ -20,18 +20,32 @@ use std::sync::{Mutex, PoisonError};
 
 /// The files of survivors that are watched.
 #[derive(Default)]
-pub struct Survivors(Mutex<Vec<(u64, Adopted)>>);
+pub struct Survivors {
+    watched: Mutex<Vec<(u64, Adopted)>>,
+    none: bool,
+}
 
 impl Survivors {
+    /// Nobody, and nobody is looked for: for who knows that there was never a mount.
+    pub fn nobody() -> Survivors {
+        Survivors {
+            none: true,
+            ..Survivors::default()
+        }
+    }
+
     /// The nodes of files that a survivor may write to.
     pub fn find(&self, local: &Local) -> HashSet<u64> {
+        if self.none {
+            return HashSet::new();
+        }
         let found = open_without_mount();
         found.into_iter().map(|ino| local.node_of(ino)).collect()
     }
 
     /// From here on the file is watched.
     pub(super) fn adopt(&self, local: &Local, path: &crate::change::RelPath, node: u64) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         if all.iter().any(|(known, _)| *known == node) {
             return; // by another name
         }
@@ -43,7 +57,7 @@ impl Survivors {
 
     /// Whether no file is watched.
     pub fn is_empty(&self) -> bool {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         all.is_empty()
     }
 
@@ -53,7 +67,7 @@ impl Survivors {
             return;
         }
         let there = self.find(local);
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         let gone = all.extract_if(.., |(node, _)| !there.contains(node));
         for (_, adopted) in gone {
             // What could not be recorded is kept, and tried again.

@@ -95,7 +95,8 @@ impl<R: Remote> Pipeline<'_, R> {
         if self.settle.due_in(drained, now) == Some(Duration::ZERO)
             && self.settle.look(self.setup.source, now).map_err(unseen)?
         {
-            self.settling = fits.then_some(self.cursor);
+            // What a repair has still to bring touches its directories behind this look.
+            self.settling = fits.then(|| self.not_lacked(self.cursor));
         }
         let head = self.setup.journal.head();
         let place = &self.setup.place;
@@ -116,6 +117,19 @@ impl<R: Remote> Pipeline<'_, R> {
         Ok(())
     }
 
+    /// The first row of which the mirror lacks something, though the cursor is behind it.
+    fn first_lacked(&self) -> Option<Seq> {
+        let held = self.held.first().into_iter();
+        held.chain(self.scars.since()).min()
+    }
+
+    /// What the mirror lacks is not settled, however far the cursor is; and when it is there, the times of its
+    /// directories are yet to be set.
+    fn not_lacked(&self, upto: Seq) -> Seq {
+        self.first_lacked()
+            .map_or(upto, |first| upto.min(first - 1))
+    }
+
     pub(super) fn show(&mut self) {
         if self.settle.is_clear() {
             self.settled = self.cursor;
@@ -125,14 +139,9 @@ impl<R: Remote> Pipeline<'_, R> {
         if !self.scars.has_open() {
             self.setup.live.repaired();
         }
-        // What the mirror lacks is not settled, however far the cursor is.
-        let lacks = self
-            .held
-            .first()
-            .into_iter()
-            .chain(self.scars.since())
-            .min();
-        let settled = lacks.map_or(self.settled, |first| self.settled.min(first - 1));
+        self.settled = self.not_lacked(self.settled);
+        let settled = self.settled;
+        let lacks = self.first_lacked();
         let drained =
             self.is_drained() && self.settle.is_clear() && lacks.is_none() && self.scars.is_empty();
         match (drained, self.behind_since) {
