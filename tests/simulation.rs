@@ -19,8 +19,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use world::{Life, World};
 
-/// Seeds that have found something.
-const KEPT: [u64; 0] = [];
+/// Seeds that have found something: 210 a file edited in place that a repair of its directory took for the same, 423 a link
+/// where the mirror has a full directory, the last a first run that was killed before it had noted anything.
+const KEPT: [u64; 3] = [210, 423, 1_795_537_831_854_494];
 
 /// One history. Gives how often the daemon died in it.
 fn play(seed: u64) -> u32 {
@@ -37,6 +38,9 @@ fn play(seed: u64) -> u32 {
             world.after_death();
         } else if world.random().one_in(3) {
             world.end(life.take().unwrap());
+        }
+        if life.is_none() && world.random().one_in(2) {
+            world.edit_offline();
         }
     }
     world.come_to_rest(life);
@@ -70,7 +74,7 @@ fn play_all(next: impl Fn() -> Option<u64> + Sync) -> (u64, u64) {
 
 #[test]
 fn whatever_dies_and_whenever_the_mirror_ends_like_the_source() {
-    let all = seeds(800, &KEPT);
+    let all = seeds(500, &KEPT);
     let at = AtomicU64::new(0);
     let next = || {
         let n = at.fetch_add(1, Ordering::Relaxed);

@@ -4,7 +4,7 @@ use super::super::support::fake_server::{Cut, FakeServer};
 use super::super::support::random::Random;
 use super::super::support::tree;
 use super::hands::{Hands, LENGTHS, any_path};
-use proxyfs::change::{Change, RelPath, Scope, Seq};
+use proxyfs::change::{Change, Seq};
 use proxyfs::fault;
 use proxyfs::journal::{Journal, Reader, Recorder};
 use proxyfs::local::{Local, LocalOptions};
@@ -16,11 +16,15 @@ use proxyfs::mirror::plan::{Place, Rules};
 use proxyfs::mirror::prepare::{Known, Prepared, prepare};
 use proxyfs::mirror::resume::{Memory, Span, Staged};
 use proxyfs::mirror::source::{Source, Writing};
+use proxyfs::scan::Scan;
+use proxyfs::scan::keeper::Work;
+use proxyfs::scan::marks::{self, FsClock, Run};
+use proxyfs::scan::survivors::Survivors;
 use proxyfs::sftp::Request;
 use std::cell::{Cell, RefCell};
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -47,6 +51,7 @@ pub struct Life {
     local: Arc<Local>,
     source: Source,
     memory: Memory,
+    keeper: Work,
 }
 
 pub struct World {
@@ -62,6 +67,8 @@ pub struct World {
     told: Rc<RefCell<Vec<String>>>,
     /// Something was repaired: which names are one file, and the times of directories, may differ.
     repaired: Cell<bool>,
+    /// Not only the daemon died, but the machine (whose disk happened to keep everything).
+    went_down: Cell<bool>,
 }
 
 impl World {
@@ -94,6 +101,7 @@ impl World {
             hands: RefCell::new(Hands::new()),
             told: Rc::default(),
             repaired: Cell::new(false),
+            went_down: Cell::new(false),
             _dir: dir,
         }
     }
@@ -113,11 +121,14 @@ impl World {
         panic!("seed {}: {why}\n{}", self.seed, told.join("\n"));
     }
 
-    /// The daemon starts.
+    /// The daemon starts, finds what the log does not know, and users work meanwhile.
     fn start(&self) -> Life {
         let state = self.state.borrow().clone();
         let journal = Arc::new(Journal::open(&state).unwrap());
         journal.add_mirror("m", true).unwrap();
+        if self.went_down.take() {
+            journal.set_meta("run", "another boot").unwrap();
+        }
         let recorder = Arc::clone(&journal) as Arc<dyn Recorder>;
         let local = Local::open(&self.root, LocalOptions::default(), recorder).unwrap();
         let local = Arc::new(local);
@@ -128,26 +139,34 @@ impl World {
             (true, false) => Writing::UnderWay,
             (false, false) => Writing::No,
         };
-        Life {
+        let clock = FsClock::new(local.root_fd()).without_slack();
+        let scan = Scan {
+            local: Arc::clone(&local),
+            journal: Arc::clone(&journal),
+            progress: Arc::default(),
+            survivors: Arc::new(Survivors::nobody()),
+            stop: Arc::default(),
+        };
+        let run = Run::now(local.root_fd(), &state);
+        let now = clock.now();
+        let plan = marks::plan(&journal, &run, now).unwrap();
+        marks::begin(&journal, &run, now).unwrap();
+        scan.prepare(&plan).unwrap();
+        let life = Life {
             source: Source::new(root, Box::new(watch)),
             journal,
             local,
             memory: Memory::default(),
+            keeper: Work { scan, clock },
+        };
+        self.tell(format!("-- started: {plan:?}"));
+        let before = life.journal.head();
+        self.work(&life, 10);
+        life.keeper.scan.run(&plan).unwrap();
+        for row in life.journal.reader().unwrap().rows(before, 1000).unwrap() {
+            self.tell(format!("   {} {:?}", row.seq, row.change));
         }
-    }
-
-    /// Finds what the log does not know.
-    fn scan(&self, life: &Life) {
-        let (path, scope) = (
-            RelPath::root(),
-            Scope {
-                bytes: true,
-                ..Scope::TREE
-            },
-        );
-        life.journal
-            .record(&Change::Repair { path, scope })
-            .unwrap();
+        life
     }
 
     /// The daemon lives for some sessions. If it is mortal it may die at any point; says whether it did.
@@ -158,9 +177,6 @@ impl World {
         let lived = catch_unwind(AssertUnwindSafe(|| {
             if life.is_none() {
                 *life = Some(self.start());
-                if self.deaths > 0 {
-                    self.scan(life.as_ref().unwrap());
-                }
             }
             let life = life.as_ref().unwrap();
             let sessions = 1 + self.random().below(4);
@@ -190,9 +206,19 @@ impl World {
     /// At one of the next points it dies: what is in the state directory then is all that is left of it.
     fn watch_for_death(&self) {
         let mut random = self.random();
-        let only = random.pick(&["", "", "", "local.", "journal.", "mirror."]);
+        let only = random.pick(&[
+            "",
+            "",
+            "",
+            "local.",
+            "journal.",
+            "mirror.",
+            "checkpoint.",
+            "scan.",
+        ]);
         let mut left = match only {
             "" => random.below(400),
+            "checkpoint." | "scan." => random.below(6),
             _ => random.below(60),
         };
         let state = Rc::clone(&self.state);
@@ -222,8 +248,14 @@ impl World {
     pub fn after_death(&mut self) {
         self.deaths += 1;
         self.repaired.set(true);
+        self.hands.get_mut().died();
+        self.went_down.set(self.random().one_in(4));
+        self.look_for_parts();
+    }
+
+    /// What is of no single version now.
+    fn look_for_parts(&mut self) {
         let hands = self.hands.get_mut();
-        hands.died();
         // Some file may be half of what it was to be, and travels so.
         let mut to_do = vec![self.root.clone()];
         while let Some(dir) = to_do.pop() {
@@ -244,6 +276,35 @@ impl World {
         self.tell("-- ended".to_string());
         self.hands.get_mut().close_all(&life.local);
         life.local.flush_all().unwrap();
+        life.keeper.checkpoint(true);
+    }
+
+    /// While no daemon runs, somebody works in the source itself.
+    pub fn edit_offline(&mut self) {
+        let things = self.random().below(8);
+        for _ in 0..things {
+            let path = any_path(&mut self.random());
+            let other = any_path(&mut self.random());
+            let (real, to) = (
+                self.root.join(path.as_path()),
+                self.root.join(other.as_path()),
+            );
+            let kind = self.random().below(7);
+            let is_file = fs::symlink_metadata(&real).is_ok_and(|m| m.is_file());
+            let done = match kind {
+                0 => fs::create_dir(&real),
+                1 if is_file || !real.exists() => fs::write(&real, vec![1; 5]),
+                2 if is_file => edit_in_place(&real),
+                3 => fs::remove_file(&real),
+                4 => fs::remove_dir_all(&real),
+                _ => fs::rename(&real, &to),
+            };
+            if done.is_ok() {
+                self.repaired.set(true);
+                self.tell(format!("-- offline: {kind} {path} {other}"));
+            }
+        }
+        self.look_for_parts();
     }
 
     /// Users do up to so many things.
@@ -277,6 +338,16 @@ impl World {
         if self.random().one_in(30) {
             self.tidy_up(life);
         }
+        if self.random().one_in(15)
+            && let Some(mark) = life.keeper.take()
+        {
+            let note = match self.random().one_in(2) {
+                true => Work::note_mark,
+                false => Work::note_checkpoint,
+            };
+            note(&life.keeper, &mark).unwrap();
+            self.tell(format!("-- marked: {mark}"));
+        }
     }
 
     /// J5: no row leaves the log that a mirror lacks.
@@ -294,13 +365,26 @@ impl World {
             local: _,
             source,
             memory,
+            keeper: _,
         } = life;
         let (notifier, inbox) = inbox().unwrap();
         let reader: Reader = journal.reader().unwrap();
         let check = journal.reader().unwrap();
         let (done, busy) = (Cell::new(false), Cell::new(MEANWHILE));
+        let (idle_since, waits) = (Instant::now(), Cell::new(0));
         let idle = || {
             let position = check.mirror("m").unwrap();
+            waits.set(waits.get() + 1);
+            // It has nothing to do, again and again, and is not done.
+            if waits.get() > 2000 && idle_since.elapsed() > Duration::from_secs(10) {
+                self.fail(&format!(
+                    "it does not go on: {position:?}, the log ends at {}, parked {:?}, repairs {:?}, touched {:?}",
+                    journal.head(),
+                    check.parked("m", 10),
+                    check.repairs("m"),
+                    check.touched("m"),
+                ));
+            }
             let over = check.repairs("m").unwrap().is_empty()
                 && check.parked("m", 1).unwrap().is_empty()
                 && check.touched("m").unwrap().is_empty();
@@ -406,18 +490,15 @@ impl World {
 
     /// Nothing more happens, and all that has happened is brought to the mirror.
     pub fn come_to_rest(&mut self, life: Option<Life>) {
-        let life = life.unwrap_or_else(|| {
-            let life = self.start();
-            if self.deaths > 0 {
-                self.scan(&life);
-            }
-            life
-        });
+        let life = life.unwrap_or_else(|| self.start());
         self.tell("-- at rest".to_string());
         self.hands.get_mut().close_all(&life.local);
         life.local.flush_all().unwrap();
-        if !self.session(&life, None) {
-            self.fail("the last session was cut");
+        // The second one clears what the first may have left in the stage.
+        for _ in 0..2 {
+            if !self.session(&life, None) {
+                self.fail("the last session was cut");
+            }
         }
         self.tidy_up(&life);
     }
@@ -433,9 +514,6 @@ impl World {
         if self.repaired.get() {
             for entry in here.values_mut().chain(there.values_mut()) {
                 entry.same_as = None;
-                if entry.kind != "file" {
-                    entry.mtime = 0;
-                }
             }
         }
         let mut lines = Vec::new();
@@ -471,6 +549,16 @@ impl World {
 /// Every version of a file is one byte, again and again.
 fn is_whole(bytes: &[u8]) -> bool {
     LENGTHS.contains(&bytes.len()) && bytes.iter().all(|b| *b == bytes[0])
+}
+
+/// Changes a byte, and leaves size and time as they were.
+fn edit_in_place(path: &Path) -> std::io::Result<()> {
+    let file = File::options().write(true).open(path)?;
+    let meta = file.metadata()?;
+    if meta.len() > 0 {
+        file.write_all_at(&[0], meta.len() / 2)?;
+    }
+    file.set_modified(meta.modified()?)
 }
 
 fn copy_state(from: &Path, to: &Path) {

@@ -2,7 +2,9 @@
 #![allow(dead_code)]
 
 pub mod daemon;
+pub mod disks;
 pub mod fake_server;
+pub mod load;
 pub mod mounts;
 pub mod pty;
 pub mod random;
