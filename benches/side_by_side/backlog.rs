@@ -190,7 +190,7 @@ fn reset_peak(daemon: &Daemon) {
 }
 
 /// A field of /proc/PID/status in MiB.
-fn memory(daemon: &Daemon, field: &str) -> f64 {
+pub fn memory(daemon: &Daemon, field: &str) -> f64 {
     let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
     let line = status.lines().find(|l| l.starts_with(field)).unwrap();
     let kib: f64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();

@@ -35,6 +35,7 @@ mod new_files;
 mod opponents;
 mod rewritten;
 mod rig;
+mod sync;
 mod table;
 
 use std::time::{Duration, Instant};
@@ -60,6 +61,8 @@ pub struct Size {
     pub versions: usize,
     /// Length of the file of which a little changes, in bytes.
     pub changed_file: usize,
+    /// Files of a tree that is compared.
+    pub entries: usize,
 }
 
 impl Size {
@@ -74,6 +77,7 @@ impl Size {
             big_file: 256 << 20,
             versions: 200,
             changed_file: 1 << 30,
+            entries: 1_000_000,
         }
     }
 
@@ -88,13 +92,14 @@ impl Size {
             big_file: 16 << 20,
             versions: 20,
             changed_file: 64 << 20,
+            entries: 20_000,
         }
     }
 }
 
 type Part = fn(&Size, &mut Table);
 
-const PARTS: [(&str, Part, &str); 5] = [
+const PARTS: [(&str, Part, &str); 6] = [
     ("new-files", new_files::run, "many new files, beside rsync"),
     (
         "latency",
@@ -116,9 +121,14 @@ const PARTS: [(&str, Part, &str); 5] = [
         rewritten::run,
         "many versions of a file, and a little of a large one",
     ),
+    (
+        "sync",
+        sync::run,
+        "a new mirror, beside rsync; a tree that is the same, beside rsync --dry-run",
+    ),
 ];
 
-const USAGE: &str = "make bench BENCH=\"[--quick] [--rounds N] [--rtt MS] [--pending N] [PART...]\"\n\n--rtt is of new-files and big-file, --pending of backlog. Parts (all, if none is named):";
+const USAGE: &str = "make bench BENCH=\"[--quick] [--rounds N] [--rtt MS] [--pending N] [--entries N] [PART...]\"\n\n--rtt is of new-files and big-file, --pending of backlog, --entries of sync. Parts (all, if none is named):";
 
 fn usage() {
     println!("{USAGE}");
@@ -142,7 +152,7 @@ fn main() {
     let mut size = Size::full();
     let mut wanted = Vec::new();
     let mut arguments = std::env::args().skip(1);
-    let (mut rounds, mut rtt, mut pending) = (None, None, None);
+    let (mut rounds, mut rtt, mut pending, mut entries) = (None, None, None, None);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--bench" => {} // cargo's
@@ -150,6 +160,7 @@ fn main() {
             "--rounds" => rounds = number(arguments.next()),
             "--rtt" => rtt = number(arguments.next()),
             "--pending" => pending = number(arguments.next()),
+            "--entries" => entries = number(arguments.next()),
             "--help" => return usage(),
             part if PARTS.iter().any(|p| p.0 == part) => wanted.push(part.to_string()),
             other => {
@@ -161,6 +172,7 @@ fn main() {
     }
     size.rounds = rounds.map_or(size.rounds, |n| n.max(1) as usize);
     size.pending = pending.map_or(size.pending, |n| n.max(1000) as usize);
+    size.entries = entries.map_or(size.entries, |n| n.max(100) as usize);
     if let Some(rtt) = rtt {
         size.rtts = vec![Duration::from_millis(rtt)];
     }

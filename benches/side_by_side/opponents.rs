@@ -75,6 +75,11 @@ pub fn rsync_in_place(rig: &Rig, from: &Path, to: &Path) -> Duration {
     rsync_by(rig, &["-a", "--inplace"], from, to)
 }
 
+/// `rsync -a --dry-run`.
+pub fn rsync_dry(rig: &Rig, from: &Path, to: &Path) -> Duration {
+    rsync_by(rig, &["-a", "--dry-run"], from, to)
+}
+
 /// `rsync -a --delete`.
 pub fn rsync_delete(rig: &Rig, from: &Path, to: &Path) -> Duration {
     rsync_by(rig, &["-a", "--delete"], from, to)
