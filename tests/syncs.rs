@@ -7,6 +7,7 @@ use super::support::mounts::wait_until;
 use super::support::relay::Relay;
 use super::support::sshd::Sshd;
 use super::support::tree::{assert_same, differences};
+use proxyfs::journal::Journal;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
@@ -307,5 +308,34 @@ fn what_is_just_being_sent_is_no_difference() {
         assert!(told.contains("is like the source"), "{told}");
         writer.join().unwrap();
     });
+    daemon.stop();
+}
+
+#[test]
+fn a_mirror_that_fell_out_of_the_log_is_made_like_the_source_by_itself() {
+    let sshd = Sshd::start();
+    let mut daemon = Daemon::new();
+    add(&mut daemon, "m", &sshd, &NEVER);
+    daemon.start();
+    let www = daemon.source();
+    plant(&www);
+    everything_arrives(&daemon, &sshd, &["m"]);
+    daemon.ok(&["pause", "m"]);
+    daemon.wait_for_mirror("m", |m| m["state"] == "paused");
+    fs::remove_dir_all(www.join("d")).unwrap();
+    for n in 0..9 {
+        fs::write(www.join("a"), n.to_string()).unwrap();
+    }
+    daemon.stop();
+    // Nobody keeps the log for it here: so it loses what the mirror lacks.
+    let journal = Journal::open(&daemon.file("state")).unwrap();
+    journal.maintain().unwrap();
+    assert!(journal.mirror("m").unwrap().lacks > 0);
+    drop(journal);
+    daemon.start();
+    daemon.ok(&["resume", "m"]);
+    everything_arrives(&daemon, &sshd, &["m"]);
+    let told = daemon.ok(&["verify", "m"]);
+    assert!(told.contains("is like the source"), "{told}");
     daemon.stop();
 }
