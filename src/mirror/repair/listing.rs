@@ -13,6 +13,9 @@ use std::collections::HashMap;
 /// READDIRs on their way for a directory that has shown to be long: a server answers with about a hundred names.
 const READDIRS: usize = 4;
 
+/// Entries of a directory at most, some 260 MB of them: a hostile mirror may have no end of them.
+const MOST: usize = if cfg!(test) { 1000 } else { 2_000_000 };
+
 /// One entry there.
 #[derive(Clone, Debug)]
 pub struct There {
@@ -125,6 +128,8 @@ impl Listings {
         reading.waiting -= 1;
         match (asked, reply) {
             (Asked::Open, Reply::Handle(handle)) => reading.handle = Some(handle),
+            // What still comes of a list that was refused.
+            (Asked::Names, Reply::Names(_)) if reading.refused.is_some() => {}
             (Asked::Names, Reply::Names(names)) => {
                 self.held += names.len();
                 reading.readdirs = READDIRS.min(reading.readdirs + 1);
@@ -133,6 +138,14 @@ impl Listings {
                     attrs: name.attrs,
                     links: name.links,
                 }));
+                if reading.entries.len() > MOST {
+                    self.held -= std::mem::take(&mut reading.entries).len();
+                    reading.ended = true;
+                    reading.refused = Some(Status {
+                        code: code::FAILURE,
+                        message: format!("it lists more than {MOST} names"),
+                    });
+                }
             }
             (Asked::Names, Reply::Status(status)) if status.code == code::EOF => {
                 reading.ended = true;
@@ -237,4 +250,106 @@ impl Reading {
 /// Whether it is the name of an entry, and no way to somewhere else.
 fn is_name(name: &[u8]) -> bool {
     !name.is_empty() && name != b"." && name != b".." && RelPath::root().join(name).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sftp::{Features, Name, SessionError};
+    use std::os::fd::BorrowedFd;
+    use std::time::Duration;
+
+    /// A server that only notes what it is asked.
+    #[derive(Default)]
+    struct Silent(Vec<Request>);
+
+    impl Remote for Silent {
+        fn send_on(&mut self, lane: usize, request: Request) -> Ticket {
+            self.0.push(request);
+            Ticket {
+                lane: lane as u8,
+                id: self.0.len() as u32,
+            }
+        }
+        fn pump(&mut self, _: Duration, _: Option<BorrowedFd<'_>>) -> Result<(), SessionError> {
+            Ok(())
+        }
+        fn reply(&mut self) -> Option<(Ticket, Reply)> {
+            None
+        }
+        fn outstanding(&self) -> usize {
+            0
+        }
+        fn unacknowledged_on(&self, _: usize) -> usize {
+            0
+        }
+        fn features(&self) -> &Features {
+            unreachable!("it is not asked")
+        }
+        fn traffic(&self) -> (u64, u64) {
+            (0, 0)
+        }
+    }
+
+    fn names(all: &[&str]) -> Reply {
+        let name = |name: &&str| Name {
+            name: name.as_bytes().to_vec(),
+            attrs: Attrs {
+                size: Some(1),
+                mode: Some(0o100_644),
+                times: Some((1, 1)),
+                owner: None,
+            },
+            links: Some(1),
+        };
+        Reply::Names(all.iter().map(name).collect())
+    }
+
+    /// Answers each READDIR that is open with `answer`, so many times at most.
+    fn read(answer: &Reply, times: u32) -> (Read, u32) {
+        let (mut listings, mut server) = (Listings::default(), Silent::default());
+        listings.begin(7, b"/m".to_vec(), &mut server);
+        let handle = Handle(b"h"[..].into());
+        let ticket = |id| Ticket { lane: 0, id };
+        let taken = listings.take(ticket(1), Reply::Handle(handle), &mut server);
+        assert!(taken.is_none());
+        let (mut id, mut answered) = (2, 0);
+        while !listings.is_ready(7) {
+            let end = Status {
+                code: code::EOF,
+                message: String::new(),
+            };
+            let reply = match answered < times {
+                true => answer.clone(),
+                false => Reply::Status(end),
+            };
+            answered += 1;
+            listings.take(ticket(id), reply, &mut server);
+            id += 1;
+        }
+        let read = listings.finish(7).unwrap();
+        assert_eq!((listings.held(), listings.under_way()), (0, 0));
+        (read, answered)
+    }
+
+    #[test]
+    fn names_that_lead_elsewhere_are_no_entries_and_the_others_come_sorted_and_once() {
+        let odd = names(&["b", "..", "a/../../etc", ".", "", "a", "b", "/etc", "a\0b"]);
+        let (Read::All(entries), _) = read(&odd, 1) else {
+            panic!("it was refused");
+        };
+        let found: Vec<&[u8]> = entries.iter().map(|e| &*e.name).collect();
+        assert_eq!(found, [b"a", b"b"]);
+    }
+
+    #[test]
+    fn a_list_without_an_end_is_refused_and_takes_no_more_memory() {
+        let many: Vec<String> = (0..100).map(|n| n.to_string()).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        let (Read::Refused(why), answered) = read(&names(&many), u32::MAX) else {
+            panic!("it was taken");
+        };
+        assert!(why.message.contains("more than"), "{why}");
+        assert!(answered < 20, "{answered}");
+    }
 }
