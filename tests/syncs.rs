@@ -329,6 +329,7 @@ fn a_mirror_that_fell_out_of_the_log_is_made_like_the_source_by_itself() {
     daemon.stop();
     // Nobody keeps the log for it here: so it loses what the mirror lacks.
     let journal = Journal::open(&daemon.file("state")).unwrap();
+    journal.cover(journal.head());
     journal.maintain().unwrap();
     assert!(journal.mirror("m").unwrap().lacks > 0);
     drop(journal);

@@ -124,13 +124,7 @@ impl<R: Remote> Pipeline<'_, R> {
 
     /// How far the mirror is: it has every change up to here.
     pub(super) fn reached(&self) -> Seq {
-        let lacks = self
-            .held
-            .first()
-            .into_iter()
-            .chain(self.scars.since())
-            .min();
-        lacks.map_or(self.cursor, |first| self.cursor.min(first - 1))
+        self.not_lacked(self.cursor)
     }
 
     /// Writes the marker when it is time: see [`Renewal`].

@@ -96,7 +96,7 @@ impl<R: Remote> Pipeline<'_, R> {
             && self.settle.look(self.setup.source, now).map_err(unseen)?
         {
             // What a repair has still to bring touches its directories behind this look.
-            self.settling = fits.then(|| self.not_lacked(self.cursor));
+            self.settling = fits.then(|| self.reached());
         }
         let head = self.setup.journal.head();
         let place = &self.setup.place;
@@ -125,7 +125,7 @@ impl<R: Remote> Pipeline<'_, R> {
 
     /// What the mirror lacks is not settled, however far the cursor is; and when it is there, the times of its
     /// directories are yet to be set.
-    fn not_lacked(&self, upto: Seq) -> Seq {
+    pub(super) fn not_lacked(&self, upto: Seq) -> Seq {
         self.first_lacked()
             .map_or(upto, |first| upto.min(first - 1))
     }

@@ -78,3 +78,23 @@ fn it_is_healed_when_the_mirror_has_passed_the_repair_and_nothing_came_meanwhile
     assert!(scars.is_empty());
     assert_eq!(scars.news(), (vec![], vec![key]));
 }
+
+#[test]
+fn a_file_in_doubt_is_sent_with_its_directory() {
+    let mut scars = Scars::new(Vec::new(), Duration::from_secs(1), false);
+    let bytes = Scope {
+        bytes: true,
+        ..Scope::ENTRY
+    };
+    for (s, scope) in [("d", Scope::NAMES), ("d/a", bytes), ("d/b", Scope::ENTRY)] {
+        let path = path(s);
+        assert!(scars.take_up(&Change::Repair { path, scope }, 5));
+    }
+    let resends = |s: &str| scars.resends(&path(s));
+    assert_eq!(
+        resends("d/a"),
+        Some(true),
+        "the same size and time do not do"
+    );
+    assert_eq!((resends("d/b"), resends("d/c")), (Some(false), None));
+}
