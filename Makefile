@@ -15,7 +15,7 @@ DESTDIR =
 CARGO = cargo
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: all build test lint check soak bench demo example install install-files uninstall deb test-package deps clean
+.PHONY: all build test lint check soak bench demo example tables install install-files uninstall deb test-package deps clean
 
 all: build
 
@@ -51,6 +51,10 @@ bench:
 
 demo:
 	packaging/demo.sh
+
+# Writes the tables of commands and settings in README.md, from what --help and the man pages are made of.
+tables:
+	$(CARGO) test --locked --test suite readme::write_the_tables_of_the_readme -- --exact --ignored
 
 # Writes proxyfs.ini.example from the table of settings.
 example:

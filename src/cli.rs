@@ -72,6 +72,8 @@ pub enum Command {
     },
 
     /// List the changes that mirrors have not got yet, oldest first
+    ///
+    /// Parked ones come with their error. Works with the daemon down too.
     #[command(after_help = "Example: proxyfs tasks web2 --limit 20")]
     Tasks {
         /// Of this mirror only
@@ -85,6 +87,8 @@ pub enum Command {
     },
 
     /// Wait until everything that was changed before is on the mirrors
+    ///
+    /// Fails on time-out, and when changes wait for a mirror that is stopped or paused, or are parked.
     #[command(
         after_help = "Example: tar xf site.tar -C /srv/www && proxyfs wait web2 --timeout 60\n\
                       Exit codes: 0 it is all there, 1 time-out, or a mirror is stopped."
@@ -98,6 +102,8 @@ pub enum Command {
     },
 
     /// Send a mirror nothing until it is resumed; its changes are kept
+    ///
+    /// Also after a restart.
     #[command(after_help = "Example: proxyfs pause web2")]
     Pause {
         /// The mirror
@@ -105,6 +111,8 @@ pub enum Command {
     },
 
     /// Let a paused mirror go on
+    ///
+    /// What failed is tried again at once.
     #[command(after_help = "Example: proxyfs resume web2")]
     Resume {
         /// The mirror

@@ -7,7 +7,7 @@ use super::support::sshd::Sshd;
 use super::support::tree::assert_same;
 use clap::{CommandFactory, Parser};
 use proxyfs::cli::Arguments;
-use proxyfs::config::{Absent, Config, Overrides, SETTINGS};
+use proxyfs::config::{Absent, Config, Overrides, SETTINGS, Setting};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
@@ -49,31 +49,20 @@ fn rows<'a>(text: &'a str, head: &str) -> Vec<&'a str> {
     found
 }
 
-#[test]
-fn the_readme_lists_the_settings_with_their_defaults() {
-    let expected: Vec<String> = SETTINGS
-        .iter()
-        .map(|setting| {
-            let absent = match setting.absent {
-                Absent::Required(_) => "required".to_string(),
-                Absent::Default(value) => format!("`{value}`"),
-                Absent::Unset(_) => "not set".to_string(),
-            };
-            format!("| `{}` | {absent} | {} |", setting.name, setting.help)
-        })
-        .collect();
-    let readme = read("README.md");
-    let found = rows(&readme, "| setting | default | meaning |");
-    assert!(found == expected, "it should be:\n{}", expected.join("\n"));
-    assert!(SETTINGS.is_sorted_by_key(|s| s.section()));
+fn setting_row(setting: &Setting) -> String {
+    let absent = match setting.absent {
+        Absent::Required(_) => "required".to_string(),
+        Absent::Default(value) => format!("`{value}`"),
+        Absent::Unset(_) => "not set".to_string(),
+    };
+    format!("| `{}` | {absent} | {} |", setting.name, setting.help)
 }
 
-#[test]
-fn the_readme_lists_the_commands_with_their_options() {
+/// The rows of the table of commands, out of what `--help` is made of.
+fn command_rows() -> Vec<String> {
     let program = Arguments::command();
-    let expected: Vec<String> = program
-        .get_subcommands()
-        .filter(|command| !command.is_hide_set())
+    let shown = program.get_subcommands().filter(|c| !c.is_hide_set());
+    shown
         .map(|command| {
             let mut row = format!("| `{}", command.get_name());
             let named = |a: &&clap::Arg| !matches!(a.get_id().as_str(), "config" | "help");
@@ -93,15 +82,85 @@ fn the_readme_lists_the_commands_with_their_options() {
                 let at = "| `".len() + command.get_name().len();
                 row.insert_str(at, &format!(" [{}]", optional.join(" ")));
             }
-            row + "` | "
+            let about = command
+                .get_about()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            // Its first paragraph is the short help.
+            let long = command.get_long_about().map(ToString::to_string);
+            let long = long.unwrap_or_default();
+            let more = long.strip_prefix(about.as_str()).unwrap_or_default();
+            let more = more.split_whitespace().collect::<Vec<_>>().join(" ");
+            let more = if more.is_empty() {
+                more
+            } else {
+                format!(" {more}")
+            };
+            format!("{row}` | {about}.{more} |")
         })
-        .collect();
+        .collect()
+}
+
+const SETTINGS_HEAD: &str = "| setting | default | meaning |";
+const COMMANDS_HEAD: &str = "| command | does |";
+
+#[test]
+fn the_readme_lists_the_settings_with_their_defaults() {
+    let expected: Vec<String> = SETTINGS.iter().map(setting_row).collect();
     let readme = read("README.md");
-    let found = rows(&readme, "| command | does |");
-    assert_eq!(found.len(), expected.len(), "{expected:#?}");
-    for (row, expected) in found.iter().zip(&expected) {
-        assert!(row.starts_with(expected), "{row} should begin {expected}");
+    let found = rows(&readme, SETTINGS_HEAD);
+    assert!(
+        found == expected,
+        "run `make tables`; it should be:\n{}",
+        expected.join("\n")
+    );
+    assert!(SETTINGS.is_sorted_by_key(|s| s.section()));
+}
+
+#[test]
+fn the_readme_lists_the_commands_with_their_options() {
+    let expected = command_rows();
+    let readme = read("README.md");
+    let found = rows(&readme, COMMANDS_HEAD);
+    assert!(
+        found == expected,
+        "run `make tables`; it should be:\n{}",
+        expected.join("\n")
+    );
+}
+
+/// Rewrites the tables of the README: `make tables`.
+#[test]
+#[ignore = "writes README.md; run by `make tables`"]
+fn write_the_tables_of_the_readme() {
+    let mut sections: Vec<Vec<String>> = Vec::new();
+    for (i, setting) in SETTINGS.iter().enumerate() {
+        if i == 0 || SETTINGS[i - 1].section() != setting.section() {
+            sections.push(Vec::new());
+        }
+        sections.last_mut().unwrap().push(setting_row(setting));
     }
+    let mut sections = sections.into_iter();
+    let readme = read("README.md");
+    let mut written = String::new();
+    let mut lines = readme.lines();
+    while let Some(line) = lines.next() {
+        written += &format!("{line}\n");
+        let rows = match line {
+            COMMANDS_HEAD => command_rows(),
+            SETTINGS_HEAD => sections.next().unwrap(),
+            _ => continue,
+        };
+        written += &format!("{}\n{}\n", lines.next().unwrap(), rows.join("\n"));
+        let behind = lines.by_ref().find(|l| !l.starts_with('|'));
+        written += &format!("{}\n", behind.unwrap_or_default());
+    }
+    assert!(sections.next().is_none(), "a section has no table");
+    fs::write(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md"),
+        written,
+    )
+    .unwrap();
 }
 
 #[test]
