@@ -90,6 +90,11 @@ pub enum ControlRequest {
     },
     /// A test mail is sent; the answer says how that went.
     TestMail,
+    /// What is known of a mirror that is not configured any more is forgotten.
+    Forget {
+        /// Which.
+        mirror: String,
+    },
     /// The daemon ends gracefully.
     Stop,
     /// The daemon reads its configuration again.
@@ -124,6 +129,7 @@ impl ControlRequest {
                 json!({"command": "verify", "mirror": mirror, "checksum": checksum})
             }
             ControlRequest::TestMail => json!({"command": "test-mail"}),
+            ControlRequest::Forget { mirror } => json!({"command": "forget", "mirror": mirror}),
             ControlRequest::Stop => json!({"command": "stop"}),
             ControlRequest::Reload => json!({"command": "reload"}),
         }
@@ -167,12 +173,13 @@ impl ControlRequest {
                 checksum: optional(value, "checksum", Value::as_bool)?.unwrap_or(false),
             },
             "test-mail" => ControlRequest::TestMail,
+            "forget" => ControlRequest::Forget { mirror: named()? },
             "stop" => ControlRequest::Stop,
             "reload" => ControlRequest::Reload,
             _ => {
                 return Err(
-                    "unknown command: known are status, tasks, wait, pause, resume, try-again, sync, verify, stop, \
-                     reload"
+                    "unknown command: known are status, tasks, wait, pause, resume, try-again, sync, verify, \
+                     forget, stop, reload"
                         .to_string(),
                 );
             }

@@ -501,6 +501,13 @@ impl Handler for Shared {
                 let alarm = self.alarm.get().ok_or("the daemon is just starting")?;
                 alarm.test(&config).map(Value::from)
             }
+            ControlRequest::Forget { mirror } => {
+                if self.config().mirror(&mirror).is_some() {
+                    return Err(format!("the mirror {mirror} is still configured"));
+                }
+                let forgotten = self.journal.forget_mirror(&mirror);
+                forgotten.map(|()| json!(null)).map_err(|e| e.to_string())
+            }
             ControlRequest::Stop => self.tell(Event::Stop("asked to by `proxyfs stop`")),
             ControlRequest::Reload => {
                 let (answer, answered) = bounded(1);
@@ -573,6 +580,19 @@ impl Drop for PidFile {
             log::warn!("{} cannot be removed: {why}", self.0.display());
         }
     }
+}
+
+/// Forgets a mirror that is not configured any more, where no daemon runs.
+///
+/// # Errors
+/// A daemon runs after all, or the journal cannot be written.
+pub fn forget_mirror(config: &Config, name: &str) -> Result<(), DaemonError> {
+    if !config.state_dir.join(crate::journal::FILE_NAME).exists() {
+        return Ok(());
+    }
+    let _lock = identity::lock_state(&config.state_dir).map_err(failed)?;
+    let journal = Journal::open(&config.state_dir).map_err(failed)?;
+    journal.forget_mirror(name).map_err(failed)
 }
 
 /// What `status` tells when no daemon answers: what the journal knows.

@@ -298,6 +298,25 @@ impl Journal {
         self.pins().remove(name);
     }
 
+    /// Forgets all that is known of a mirror that is gone from the configuration for good: one that is added under
+    /// its name later is a new one.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn forget_mirror(&self, name: &str) -> Result<(), JournalError> {
+        self.release_mirror(name);
+        let writer = self.writer();
+        let forget = || {
+            let all = writer.db.unchecked_transaction()?;
+            for table in ["parked", "repair", "touched", "ghost"] {
+                all.execute(&format!("DELETE FROM {table} WHERE mirror = ?1"), [name])?;
+            }
+            all.execute("DELETE FROM mirror WHERE name = ?1", [name])?;
+            all.commit()
+        };
+        forget().map_err(|why| self.sql(why))
+    }
+
     /// Where a mirror is that the journal knows.
     ///
     /// # Errors

@@ -435,7 +435,11 @@ fn remove_mirror(config: &Config, name: &str, yes: bool) -> Result<(), Failure> 
         }
     }
     setup::forget(&file).map_err(Failure::new)?;
-    if !ask_daemon_to_reload(config)? {
+    if ask_daemon_to_reload(config)? {
+        let mirror = name.to_string();
+        tell(config, &ControlRequest::Forget { mirror })?;
+    } else {
+        daemon::forget_mirror(config, name).map_err(Failure::new)?;
         print(&format!("mirror {name} removed\n"))?;
     }
     print("what is on it stays as it is\n")

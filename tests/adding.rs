@@ -131,6 +131,20 @@ fn a_mirror_is_tried_out_added_and_removed_while_another_one_goes_on() {
     assert!(!file.exists());
     assert_eq!(daemon.status()["mirrors"].as_array().unwrap().len(), 1);
     assert!(new.base().join("file").exists());
+    // One of that name that comes later is a new one, wherever it is.
+    let place = new.file("place");
+    fs::create_dir(&place).unwrap();
+    for name in ["video", "file", "late"] {
+        fs::copy(www.join(name), place.join(name)).unwrap();
+    }
+    let mut words = words;
+    words[3] = place.display().to_string();
+    let (code, out, err) = say(&daemon, &refs(&words));
+    assert_eq!(code, Some(0), "{out}{err}");
+    fs::write(www.join("file"), "for the new place").unwrap();
+    daemon.wait();
+    let there = fs::read_to_string(place.join("file")).unwrap();
+    assert_eq!(there, "for the new place");
     let (code, _, err) = say(&daemon, &["remove-mirror", "old"]);
     assert_eq!(code, Some(1));
     assert!(

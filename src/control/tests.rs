@@ -109,6 +109,9 @@ fn every_request_survives_the_wire() {
         },
         ControlRequest::TryAgain { mirror: name() },
         ControlRequest::TryAgain { mirror: None },
+        ControlRequest::Forget {
+            mirror: "web2".into(),
+        },
         ControlRequest::Stop,
         ControlRequest::Reload,
     ] {
