@@ -6,7 +6,7 @@
 //! say, and nothing of an error is cut away.
 
 use super::show::{bytes, changes, count, duration, shorten, visible, wrap};
-use super::{MirrorState, MirrorStatus, Status};
+use super::{MirrorState, MirrorStatus, Status, SyncStatus};
 use crate::screen::{Colour, Look};
 use std::fmt::{self, Write};
 
@@ -174,21 +174,58 @@ impl Page {
             }
             if mirror.state == MirrorState::Syncing {
                 cells[3] = format!("{}/s", bytes(mirror.bytes_per_second));
-                cells[4] = mirror.eta_seconds.map_or_else(dash, duration);
+                let sync = mirror.sync.as_ref().filter(|s| s.running);
+                let left = sync.map_or(mirror.eta_seconds, |s| s.eta_seconds);
+                cells[4] = left.map_or_else(dash, duration);
             }
             let name = shorten(&visible(&mirror.name), NAME);
             row(&name, state(mirror, status.pid.is_some()), cells);
         }
     }
 
+    /// A mirror that is being made like the source, or compared with it.
+    fn work(&mut self, what: &str, work: &SyncStatus) {
+        let bar = draw_bar(work.percent);
+        self.line(&row_head(what), &bar, Colour::Cyan);
+        let mut text = format!("{} entries compared", count(work.entries));
+        for (n, word) in [
+            (work.sent, "sent"),
+            (work.set, "set right"),
+            (work.removed, "removed"),
+        ] {
+            if n > 0 {
+                let _ = write!(text, ", {} {word}", count(n));
+            }
+            if n > 0 && word == "sent" {
+                let _ = write!(text, " ({})", bytes(work.bytes));
+            }
+        }
+        self.line(&row_head(""), &text, Colour::None);
+        if !work.at.is_empty() {
+            self.line(
+                &row_head(""),
+                &format!("at {}", visible(&work.at)),
+                Colour::None,
+            );
+        }
+    }
+
     /// What there is to tell of a mirror beyond its line in the table; nothing if it is simply fine.
     fn details(&mut self, mirror: &MirrorStatus, daemon_runs: bool) {
         let todo = advice(mirror, daemon_runs);
-        let bar = mirror.progress_percent.filter(|_| {
-            mirror.state == MirrorState::Syncing && mirror.pending_ops > mirror.parked_ops
-        });
+        let works = [("sync", &mirror.sync), ("verify", &mirror.verify)];
+        let works = works.map(|(what, work)| (what, work.as_ref().filter(|w| w.running)));
+        let extras = mirror.sync.as_ref().map_or(0, |s| s.extras);
+        let under_way =
+            mirror.state == MirrorState::Syncing && mirror.pending_ops > mirror.parked_ops;
+        // A sync has a bar of its own.
+        let bar = mirror
+            .progress_percent
+            .filter(|_| under_way && works[0].1.is_none());
         let quiet = todo.is_none()
             && bar.is_none()
+            && works.iter().all(|(_, w)| w.is_none())
+            && extras == 0
             && mirror.last_error.is_none()
             && mirror.current.is_none()
             && mirror.parked_ops == 0
@@ -210,14 +247,27 @@ impl Page {
         self.text.push('\n');
         self.line("", &place, Colour::None);
         if let Some(percent) = bar {
-            let done = BAR * usize::from(percent.min(100)) / 100;
-            let tip = if done < BAR { ">" } else { "" };
-            let bar = format!("{}{tip}", "=".repeat(done));
-            let text = format!("[{bar:<BAR$}] {percent} %");
-            self.line(&row_head("done"), &text, Colour::Cyan);
+            self.line(
+                &row_head("done"),
+                &draw_bar(u64::from(percent)),
+                Colour::Cyan,
+            );
+        }
+        for (what, work) in works {
+            if let Some(work) = work {
+                self.work(what, work);
+            }
         }
         if let Some(current) = &mirror.current {
             self.line(&row_head("now"), &visible(current), Colour::None);
+        }
+        if extras > 0 {
+            let text = format!(
+                "{} that only this mirror has: `proxyfs verify {}` lists them",
+                count(extras),
+                visible(&mirror.name)
+            );
+            self.wrapped("  extras", &text, Colour::None);
         }
         if mirror.parked_ops > 0 {
             let text = format!(
@@ -246,6 +296,14 @@ impl Page {
             self.wrapped("  lacks", &all, Colour::None);
         }
     }
+}
+
+/// A progress bar.
+fn draw_bar(percent: u64) -> String {
+    let done = BAR * percent.min(100) as usize / 100;
+    let tip = if done < BAR { ">" } else { "" };
+    let bar = format!("{}{tip}", "=".repeat(done));
+    format!("[{bar:<BAR$}] {percent} %")
 }
 
 fn row_head(name: &str) -> String {
@@ -313,6 +371,27 @@ mod tests {
                     last_error: Some("change 7 (chmod a) was refused: permission denied".into()),
                     ..mirror("web5", MirrorState::Synced)
                 },
+                MirrorStatus {
+                    sync: Some(SyncStatus {
+                        running: true,
+                        entries: 12_345,
+                        sent: 56,
+                        bytes: 3 << 20,
+                        set: 2,
+                        at: "img/2024".into(),
+                        percent: 50,
+                        eta_seconds: Some(185),
+                        ..SyncStatus::default()
+                    }),
+                    ..mirror("web6", MirrorState::Syncing)
+                },
+                MirrorStatus {
+                    sync: Some(SyncStatus {
+                        extras: 3,
+                        ..SyncStatus::default()
+                    }),
+                    ..mirror("web7", MirrorState::Synced)
+                },
             ],
             ..Status::default()
         }
@@ -330,6 +409,8 @@ web2    synced              -         -       -           -       -
 web3    RETRYING        1,200   5.0 GiB   3h07m           -       -
 web4    syncing             2   1.0 MiB   1m01s   256 KiB/s      4s
 web5    synced              1       0 B       -           -       -
+web6    syncing             -         -       -       0 B/s   3m05s
+web7    synced              -         -       -           -       -
 
 web3: www-data@web3.example.com:/srv/www, port 2222
   last error web3.example.com refuses the connection: check that sshd runs there
@@ -347,6 +428,14 @@ web5: www-data@web5.example.com:/srv/www
   parked     1 change, failed, waiting for you: see `proxyfs tasks web5`
   last error change 7 (chmod a) was refused: permission denied
   to do      put that right, then `proxyfs try-again web5`
+
+web6: www-data@web6.example.com:/srv/www
+  sync       [===============>              ] 50 %
+             12,345 entries compared, 56 sent (3.0 MiB), 2 set right
+             at img/2024
+
+web7: www-data@web7.example.com:/srv/www
+  extras     3 that only this mirror has: `proxyfs verify web7` lists them
 ";
         assert_eq!(night().to_string(), expected);
     }
