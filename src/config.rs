@@ -154,6 +154,8 @@ pub struct MirrorConfig {
     pub order: Option<Order>,
     /// Whether numeric owner and group are carried over.
     pub preserve_owner: bool,
+    /// Whether files of which parts changed are replaced in one step.
+    pub atomic_updates: bool,
     /// Whether files are on the disk there before they are seen.
     pub fsync: bool,
     /// Whether what is sent is compressed.
@@ -301,6 +303,7 @@ impl MirrorConfig {
             first_sync: FirstSync::default(),
             order: None,
             preserve_owner: false,
+            atomic_updates: false,
             fsync: false,
             compression: false,
             bandwidth_limit: Bandwidth::default(),

@@ -392,6 +392,7 @@ impl Life {
             owner: self.config.preserve_owner,
             relaxed: self.config.order == Some(Order::Relaxed),
             fsync: plan::Wish::of(self.config.fsync),
+            atomic: plan::Wish::of(self.config.atomic_updates),
             ..plan::Rules::default()
         };
         let prepare::Prepared { rules, kept, fresh } =
@@ -580,6 +581,7 @@ mod tests {
             preserve_owner: false,
             compression: false,
             fsync: false,
+            atomic_updates: false,
             bandwidth_limit: Bandwidth::default(),
             connect_timeout: Duration::from_secs(15),
             io_timeout: Duration::from_secs(30),

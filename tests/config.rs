@@ -77,7 +77,7 @@ fn a_small_file_is_enough_and_the_rest_has_defaults() {
     assert_eq!(mirror.known_hosts[1], Path::new("/etc/ssh/ssh_known_hosts"));
     assert_eq!(mirror.first_sync, FirstSync::Keep);
     assert_eq!(mirror.order, Some(Order::Strict));
-    assert!(!mirror.compression && !mirror.fsync);
+    assert!(!mirror.compression && !mirror.fsync && !mirror.atomic_updates);
     assert!(!mirror.preserve_owner);
     assert_eq!(mirror.connect_timeout, Duration::from_secs(15));
     assert_eq!(mirror.io_timeout, Duration::from_secs(30));
@@ -93,7 +93,7 @@ fn every_setting_takes_another_value_than_its_default() {
          exclude = *.bak, !keep.bak\norder = relaxed\n\
          [mirror a.b-c_1]\nhost = [2001:db8::1]\nport = 2222\nuser = u\npath = htdocs/\n\
          key = /k/one, /k/two\npassphrase_file = /k/pass\nknown_hosts = /k/hosts\npreserve_owner = yes\n\
-         first_sync = delete\norder = strict\ncompression = yes\nfsync = yes\n\
+         first_sync = delete\norder = strict\ncompression = yes\nfsync = yes\natomic_updates = yes\n\
          bandwidth_limit = 08:00 2M, 19:00 off\n\
          connect_timeout = 2s\nio_timeout = 1m\nbackoff_min = 50ms\nbackoff_max = 1d\n\
          [mirror other]\nhost = h\nuser = u\npath = .\nkey = agent\n",
@@ -134,7 +134,7 @@ fn every_setting_takes_another_value_than_its_default() {
     assert_eq!(config.order, Order::Relaxed);
     assert_eq!(mirror.order, Some(Order::Strict));
     assert_eq!(config.mirrors[1].order, Some(Order::Relaxed));
-    assert!(mirror.compression && mirror.fsync);
+    assert!(mirror.compression && mirror.fsync && mirror.atomic_updates);
     assert!(mirror.preserve_owner);
     let limit = &mirror.bandwidth_limit;
     assert_eq!((limit.at(12 * 60), limit.at(0)), (Some(2 << 20), None));

@@ -57,6 +57,7 @@ fn rules(trouble: &Trouble) -> Rules {
         },
         relaxed: trouble.relaxed,
         fsync: Wish::of(trouble.fsync),
+        atomic: Wish::of(trouble.atomic),
         ..Rules::default()
     }
 }
@@ -448,6 +449,8 @@ struct Trouble {
     relaxed: bool,
     /// Whether files are to be on its disk.
     fsync: bool,
+    /// Whether files are changed out of sight.
+    atomic: bool,
 }
 
 impl Trouble {
@@ -704,6 +707,8 @@ struct Play {
     unseen: bool,
     /// Changes may pass files that are being sent.
     relaxed: bool,
+    /// Files are changed out of sight.
+    atomic: bool,
 }
 
 /// A source with no history yet, and an empty mirror.
@@ -772,6 +777,7 @@ fn play_on(seed: u64, play: Play) {
         plain,
         unseen,
         relaxed,
+        atomic,
     } = play;
     let scene = Scene::new(seed);
     let Scene {
@@ -816,6 +822,7 @@ fn play_on(seed: u64, play: Play) {
         trouble.narrow = seed.is_multiple_of(3);
         trouble.plain = plain;
         trouble.relaxed = relaxed;
+        trouble.atomic = atomic;
         let (error, trace) = session(&scene, Some(cut), batch, true, &trouble, &memory);
         traces.push(trace.join("\n"));
         if seed.is_multiple_of(2) {
@@ -835,6 +842,7 @@ fn play_on(seed: u64, play: Play) {
         seed,
         plain,
         relaxed,
+        atomic,
         ..Trouble::default()
     };
     let (error, trace) = session(&scene, None, 7, false, &none, &memory);
@@ -1012,5 +1020,17 @@ fn where_it_is_asked_for_a_file_is_on_the_disk_before_it_is_seen_and_none_goes_o
         assert!(written.unwrap() < synced && synced < seen, "{trace:#?}");
         assert_eq!(writes(&trace).first(), Some(&0), "{trace:#?}");
         assert_eq!(fs::read(scene.base.join("film")).unwrap(), vec![7; 140_000]);
+    }
+}
+
+#[test]
+fn where_files_are_changed_out_of_sight_a_cut_anywhere_does_no_harm_either() {
+    for seed in seeds(120, &[]) {
+        let play = Play {
+            atomic: true,
+            relaxed: seed.is_multiple_of(3),
+            ..Play::default()
+        };
+        play_on(seed, play);
     }
 }

@@ -24,10 +24,14 @@ struct World {
 impl World {
     /// A file is on the mirror, and the line is quiet.
     fn new() -> World {
-        let sshd = Sshd::start();
+        World::with(Sshd::start(), "")
+    }
+
+    /// The same with more lines of INI for the mirror.
+    fn with(sshd: Sshd, lines: &str) -> World {
         let relay = Relay::start(sshd.port(), Duration::ZERO);
         let mut daemon = Daemon::with("flush_after = 200ms");
-        daemon.add_mirror_at("m", &sshd, relay.port(), "");
+        daemon.add_mirror_at("m", &sshd, relay.port(), lines);
         daemon.start();
         let world = World {
             daemon,
@@ -172,4 +176,45 @@ fn what_changed_while_a_line_breaks_again_and_again_is_there_in_the_end() {
     }
     world.daemon.wait();
     assert_same(&world.daemon.source(), &world.sshd.base());
+}
+
+#[test]
+fn with_atomic_updates_the_bytes_that_changed_travel_and_the_file_is_replaced_whole() {
+    let world = World::with(Sshd::start(), "atomic_updates = yes");
+    // Who has the old one open keeps it as it is.
+    let (old, inode) = (
+        File::open(world.there()).unwrap(),
+        world.there().metadata().unwrap().ino(),
+    );
+    let bytes = world.bytes(|| {
+        let file = world.open();
+        file.write_all_at(&[7; 4096], 5).unwrap();
+        file.write_all_at(&[7; 4096], 3_000_000).unwrap();
+    });
+    assert!(bytes < 24 * 1024, "{bytes} bytes");
+    assert_ne!(world.there().metadata().unwrap().ino(), inode);
+    let mut seen = [0; 4096];
+    old.read_exact_at(&mut seen, 5).unwrap();
+    assert!(seen.iter().any(|b| *b != 7), "the old one was changed");
+    let cut = world.bytes(|| world.open().set_len(2_000_000).unwrap());
+    assert!(cut < 24 * 1024, "{cut} bytes");
+    let stage = world.sshd.base().join(".proxyfs/stage");
+    assert_eq!(fs::read_dir(stage).unwrap().count(), 0);
+    assert_eq!(
+        world.daemon.mirror("m")["unsupported"],
+        serde_json::json!([])
+    );
+}
+
+#[test]
+fn with_atomic_updates_a_server_that_copies_nothing_gets_the_file_whole() {
+    let program = "exec /usr/lib/openssh/sftp-server -P copy-data";
+    let sshd = Sshd::builder().sftp_script(program).start();
+    let world = World::with(sshd, "atomic_updates = yes");
+    let inode = world.there().metadata().unwrap().ino();
+    let bytes = world.bytes(|| world.open().write_all_at(&[7; 4096], 5).unwrap());
+    assert!(bytes > SIZE as u64, "{bytes} bytes");
+    assert_ne!(world.there().metadata().unwrap().ino(), inode);
+    let unsupported = world.daemon.mirror("m")["unsupported"].to_string();
+    assert!(unsupported.contains("sent whole"), "{unsupported}");
 }

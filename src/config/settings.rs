@@ -315,6 +315,13 @@ pub const SETTINGS: &[Setting] = &[
         apply: Apply::Mirror(|m, v| set(&mut m.preserve_owner, values::yes_or_no(v))),
     },
     Setting {
+        name: "atomic_updates",
+        absent: Absent::Default("no"),
+        help: "Whether a big file of which little changed is copied on the mirror, changed there out \
+               of sight, and put in its place whole, yes or no. Else it is changed where it stands.",
+        apply: Apply::Mirror(|m, v| set(&mut m.atomic_updates, values::yes_or_no(v))),
+    },
+    Setting {
         name: "fsync",
         absent: Absent::Default("no"),
         help: "Whether each file is on the mirror's disk before it is seen there, yes or no, so that \

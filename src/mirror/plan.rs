@@ -116,6 +116,8 @@ pub struct Rules {
     pub hardlink: bool,
     /// Whether files are on the disk there before they are seen.
     pub fsync: Wish,
+    /// Whether files of which parts changed are replaced in one step.
+    pub atomic: Wish,
     /// Whether changes may pass a file that is being sent and has nothing to do with them.
     pub relaxed: bool,
     /// Whether attributes can be set by path, and so those of directories.
@@ -160,6 +162,7 @@ impl Default for Rules {
             posix_rename: true,
             hardlink: true,
             fsync: Wish::No,
+            atomic: Wish::No,
             relaxed: false,
             setstat: true,
             fsetstat: true,

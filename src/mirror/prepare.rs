@@ -107,6 +107,7 @@ pub(super) fn prepare_asked<R: Remote>(
         posix_rename: wanted.posix_rename && features.posix_rename,
         hardlink: wanted.hardlink && features.hardlink,
         fsync: wanted.fsync.on(features.fsync),
+        atomic: wanted.atomic.on(features.copy_data),
         ..wanted
     };
     let path = String::from_utf8_lossy(&place.base()).into_owned();
@@ -210,6 +211,10 @@ pub(super) fn unsupported(rules: &Rules) -> Vec<String> {
         (
             rules.fsync != Wish::InVain,
             "fsync (the server lacks fsync@openssh.com): files are seen before they are surely on the disk",
+        ),
+        (
+            rules.atomic != Wish::InVain,
+            "copies made there (the server lacks copy-data): with atomic_updates big files are sent whole",
         ),
         (
             rules.setstat || rules.fsetstat,

@@ -26,6 +26,12 @@
 //! factor of two, and a file that appears whole (P4) is worth more. A file that fits one WRITE is always sent whole:
 //! it is one request either way.
 //!
+//! *In one step*, where `atomic_updates` is set: the server copies the file into the stage (copy-data), the ranges are
+//! written into the copy, and that is put in its place. The copy is made when the row's turn has come and all before
+//! it is done, so it is what would be written into; and nothing comes behind it before it is in its place. A
+//! server without copy-data gets the whole file. A cut leaves a copy in the stage, which the next session removes.
+//! (A file with several names is written where it stands all the same: its other names must show the bytes too.)
+//!
 //! *In order.* A file is opened when all before it is sent, and what comes behind it is sent when its last byte
 //! is. A server that does not work in order gets nothing before that while another request is open.
 
@@ -35,8 +41,11 @@ use crate::mirror::upload::{self, CHUNK, Parts, Wanted};
 impl Job {
     /// Whether it is written where it stands.
     pub(super) fn is_in_place(&self) -> bool {
-        let linked = matches!(self.row.change, Change::Content { linked: true, .. });
-        self.in_place || (linked && !self.anew)
+        self.in_place || (self.is_linked() && !self.anew)
+    }
+
+    pub(super) fn is_linked(&self) -> bool {
+        matches!(self.row.change, Change::Content { linked: true, .. })
     }
 }
 
@@ -68,6 +77,9 @@ impl<R: Remote> Pipeline<'_, R> {
         if file.linked {
             return Ok(Some(parts));
         }
+        if self.setup.rules.atomic == plan::Wish::InVain {
+            return Ok(None);
+        }
         let extent = upload::extent_now(self.setup.source, file.node);
         let extent = extent.map_err(|why| MirrorError::Source {
             change: job.row.change.to_string(),
@@ -90,7 +102,7 @@ impl<R: Remote> Pipeline<'_, R> {
             self.start_in_place(index)?;
         }
         Ok(match &self.window[index].stage {
-            Stage::Uploading(upload) => upload.is_sent(),
+            Stage::Uploading(upload) => upload.is_sent() && !self.window[index].copied,
             Stage::Ready => matches!(self.window[index].step, Step::Done),
             Stage::Gone
             | Stage::Waiting
@@ -104,15 +116,15 @@ impl<R: Remote> Pipeline<'_, R> {
     fn start_in_place(&mut self, index: usize) -> Result<(), MirrorError> {
         let parts = self.parts(index)?;
         let job = &mut self.window[index];
-        let (seq, linked) = (
-            job.row.seq,
-            matches!(job.row.change, Change::Content { linked: true, .. }),
-        );
+        let (seq, linked, copied) = (job.row.seq, job.is_linked(), job.copied);
         if parts.is_none() && !linked {
             self.goes_whole(seq);
             return Ok(());
         }
-        let dest = self.setup.place.path(job.row.change.path());
+        let dest = match copied {
+            true => self.setup.place.stage(seq),
+            false => self.setup.place.path(job.row.change.path()),
+        };
         let wanted = Wanted {
             dest,
             in_place: true,
@@ -121,7 +133,9 @@ impl<R: Remote> Pipeline<'_, R> {
         // On the lane of all that becomes visible.
         self.upload(seq, Some(wanted), 0)?;
         if matches!(self.window[index].stage, Stage::Uploading(_)) {
-            self.note_in_flight(index);
+            if !copied {
+                self.note_in_flight(index);
+            }
             self.publishing += 1;
             self.window[index].step = Step::InPlace;
         }
@@ -132,6 +146,12 @@ impl<R: Remote> Pipeline<'_, R> {
     pub(super) fn goes_whole(&mut self, seq: Seq) {
         if let Some(job) = self.job(seq) {
             (job.in_place, job.whole) = (false, true);
+            if std::mem::take(&mut job.copied) {
+                let path = self.setup.place.stage(seq);
+                self.remote.send(Request::Remove { path });
+            }
+        }
+        if let Some(job) = self.job(seq) {
             job.stage = Stage::Waiting;
             self.stage_next = self.stage_next.min(seq);
         }
@@ -142,6 +162,14 @@ impl<R: Remote> Pipeline<'_, R> {
         let Some(job) = self.job(seq) else { return };
         job.stage = Stage::Ready;
         match outcome {
+            Outcome::Complete if job.copied => {
+                // It is put in its place as what was made ready.
+                (job.step, job.in_place, job.anew) = (Step::Waiting, false, true);
+            }
+            Outcome::Changed | Outcome::Rewritten | Outcome::Half if job.copied => {
+                job.step = Step::Waiting;
+                self.goes_whole(seq);
+            }
             // Half old, half new can't be helped in place; the next content is coming.
             Outcome::Complete | Outcome::Changed | Outcome::Rewritten | Outcome::Half => {
                 job.step = Step::Done;

@@ -54,6 +54,8 @@ pub(super) struct Job {
     pub(super) alone: bool,
     /// Its bytes are few: they are written where the file stands.
     pub(super) in_place: bool,
+    /// A copy of what stands there is in the stage, and the bytes go into that.
+    pub(super) copied: bool,
     /// That did not do.
     pub(super) whole: bool,
     /// It is not carried out: its paths are scars, or covered by a repair.
@@ -91,6 +93,7 @@ impl Job {
             vacant: false,
             alone: false,
             in_place: false,
+            copied: false,
             whole: false,
             taken_up: false,
             noted: false,

@@ -20,8 +20,9 @@ use crate::sftp::Handle;
 const PIECE: u32 = CHUNK as u32;
 const READS: u64 = 32;
 
-/// Type bits of a symbolic link's mode (stat(2)).
+/// Type bits of modes (stat(2)): a symbolic link's, and a regular file's.
 const S_IFLNK: u32 = 0o120_000;
+const S_IFREG: u32 = 0o100_000;
 
 impl<R: Remote> Pipeline<'_, R> {
     /// Moves an entry to where something stands. False: that is not why it was refused.
@@ -78,6 +79,36 @@ impl<R: Remote> Pipeline<'_, R> {
         self.finish(seq);
         self.publish_next = seq + 1;
         self.record()
+    }
+
+    /// Copies the file of a row that is to be changed in part and seen whole: see `in_place.rs`. If that can't be
+    /// done it is sent whole.
+    pub(super) fn copy_to_change(&mut self, seq: Seq, change: &Change) -> Result<(), MirrorError> {
+        let place = &self.setup.place;
+        let (from, stage) = (place.path(change.path()), place.stage(seq));
+        let path = stage.clone();
+        self.ask(Request::Remove { path })?;
+        let copied = match self.attributes_of(seq, change, &from) {
+            Ok(Some(attrs)) if attrs.mode.is_some_and(|mode| mode & S_IFMT == S_IFREG) => {
+                let attrs = Attrs {
+                    mode: Some(0o600),
+                    ..attrs
+                };
+                self.copy_file(seq, change, (&from, &stage), attrs)
+            }
+            Ok(_) => Err(MirrorError::refused(seq, change, missing())),
+            Err(why) => Err(why),
+        };
+        if let Some(job) = self.job(seq) {
+            job.copied = true;
+        }
+        match copied {
+            Err(MirrorError::Refused { .. }) => {
+                self.goes_whole(seq);
+                Ok(())
+            }
+            done => done,
+        }
     }
 
     fn copy_link(

@@ -159,7 +159,12 @@ impl<R: Remote> Pipeline<'_, R> {
             return Ok(Publish::Requests(plan::looks(job.change(), place)));
         }
         if job.is_in_place() {
-            return Ok(Publish::InPlace);
+            let atomic = self.setup.rules.atomic == plan::Wish::Yes && !job.is_linked();
+            return Ok(if atomic && !job.copied {
+                Publish::Copy
+            } else {
+                Publish::InPlace
+            });
         }
         if job.anew {
             let (from, to) = (place.staged(staged), place.path(job.row.change.path()));

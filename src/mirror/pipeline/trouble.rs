@@ -299,12 +299,12 @@ impl<R: Remote> Pipeline<'_, R> {
         match change {
             Change::Exchange { a, b } => self.exchange(seq, change, (a, b)),
             Change::Link { from, path } => self.copy(seq, change, (from, path)),
+            Change::Content { .. } => self.copy_to_change(seq, change),
             Change::Mkdir { .. }
             | Change::Rmdir { .. }
             | Change::Unlink { .. }
             | Change::Symlink { .. }
             | Change::Rename { .. }
-            | Change::Content { .. }
             | Change::Attr { .. }
             | Change::Repair { .. } => Ok(()),
         }
