@@ -123,3 +123,21 @@ fn several_big_files_share_the_line_and_a_small_one_does_not_wait_for_it() {
     daemon.wait();
     assert_same(&daemon.source(), &sshd.base());
 }
+
+#[test]
+fn keys_that_are_changed_again_and_again_do_not_stop_several_lanes() {
+    let lines = "RekeyLimit 4M\nLogLevel DEBUG";
+    let sshd = Sshd::builder().line(lines).start();
+    let relay = Relay::start(sshd.port(), Duration::from_millis(20));
+    let mut daemon = Daemon::new();
+    daemon.add_mirror_at("m", &sshd, relay.port(), "");
+    daemon.start();
+    daemon.wait_for_mirror("m", |m| m["state"] == "synced");
+    fs::write(daemon.source().join("film"), film(6, 48 * MIB)).unwrap();
+    daemon.wait();
+    assert_same(&daemon.source(), &sshd.base());
+    assert_eq!(relay.connections(), 1, "{}", daemon.log());
+    let changes = sshd.log().matches("rekeying").count();
+    assert!(changes >= 8, "{changes}");
+    assert_eq!(services(&sshd), 4);
+}
