@@ -451,6 +451,8 @@ struct Trouble {
     fsync: bool,
     /// Whether files are changed out of sight.
     atomic: bool,
+    /// Whether the server of the last session makes something in the stage when the film becomes visible.
+    haunted: bool,
 }
 
 impl Trouble {
@@ -527,6 +529,11 @@ fn session(
         let (Request::PosixRename { from, .. } | Request::Rename { from, .. }) = request else {
             return;
         };
+        if trouble.haunted {
+            for late in ["1-00000000beef", "1", "999-00000000beef", "other"] {
+                fs::write(base.join(".proxyfs/stage").join(late), "late").unwrap();
+            }
+        }
         let from = PathBuf::from(std::ffi::OsStr::from_bytes(from));
         let stage = base.join(".proxyfs/stage");
         let Ok(seq) = from.strip_prefix(stage) else {
@@ -1033,4 +1040,28 @@ fn where_files_are_changed_out_of_sight_a_cut_anywhere_does_no_harm_either() {
         };
         play_on(seed, play);
     }
+}
+
+#[test]
+fn what_the_server_of_a_broken_connection_makes_late_is_swept_away() {
+    let scene = Scene::new(1);
+    fs::write(scene.root.join("film"), vec![7; 140_000]).unwrap();
+    let path = RelPath::new(b"film").unwrap();
+    scene.history.borrow_mut().content(path);
+    let (memory, effect) = (Memory::default(), true);
+    let mut trouble = Trouble {
+        lanes: 1,
+        ..Trouble::default()
+    };
+    let cut = Some(Cut { after: 20, effect });
+    let (error, _) = session(&scene, cut, 1, false, &trouble, &memory);
+    assert!(error.is_some() && !scene.base.join("film").exists());
+    trouble.haunted = true;
+    let (error, trace) = session(&scene, None, 1, false, &trouble, &memory);
+    assert!(error.is_none());
+    let left = fs::read_dir(scene.base.join(".proxyfs/stage")).unwrap();
+    let mut left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    // What is not of a row that is done is not ours to remove.
+    assert_eq!(left, ["999-00000000beef", "other"], "{trace:#?}");
 }

@@ -64,6 +64,7 @@ mod passing;
 mod progress;
 mod publishing;
 mod staging;
+mod sweeping;
 mod trouble;
 
 use fates::{ByPath, Fate};
@@ -183,6 +184,8 @@ pub struct Pipeline<'a, R: Remote> {
     pivots: PathIndex,
     /// Those of staged files and symlinks among them.
     arrivals: HashMap<RelPath, u32>,
+    /// The stage is to be swept when all is done.
+    sweeps: bool,
     /// A row waits for others to be noted as done.
     barrier: bool,
     /// Something has come since it was looked what may pass a file that is being sent.
@@ -246,7 +249,9 @@ impl<'a, R: Remote> Pipeline<'a, R> {
         let before = setup.live.now().repair.filter(|repair| repair.running);
         let held = Held::new(parked, setup.parked_pause, setup.try_again);
         let now = Instant::now();
+        let was_cut = !setup.memory.borrow().is_empty();
         Ok(Pipeline {
+            sweeps: was_cut || position.sent_upto > position.cursor,
             setup,
             remote,
             window: VecDeque::new(),
@@ -355,6 +360,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             self.record_if_due()?;
             self.start_settling()?;
             self.renew_marker()?;
+            self.sweep()?;
             self.show();
             self.pump()?;
             while let Some((ticket, reply)) = self.remote.reply() {

@@ -1,0 +1,43 @@
+//! The stage is swept once more when a session that follows a broken one has done everything.
+//!
+//! The server of a broken connection may still work on what was in its buffers, while the next session is at work
+//! already, and so make a file in the stage that was removed there a moment before. It harms nothing, since its
+//! name tells its version, but it would lie there until the next session. When all is done nothing in the stage
+//! belongs to anybody: names of rows that are done are removed, and nothing else.
+
+use super::*;
+
+impl<R: Remote> Pipeline<'_, R> {
+    /// Sweeps the stage if it is time. It waits for a few answers, once in a session.
+    pub(super) fn sweep(&mut self) -> Result<(), MirrorError> {
+        let busy = self.is_halted() || !self.is_drained() || !self.scars.is_empty();
+        if !self.sweeps || busy || self.remote.outstanding() > 0 {
+            return Ok(());
+        }
+        self.sweeps = false;
+        let path = self.setup.place.stage_dir();
+        let Reply::Handle(handle) = self.ask(Request::Opendir { path })? else {
+            return Ok(());
+        };
+        let mut left = Vec::new();
+        loop {
+            let handle = handle.clone();
+            match self.ask(Request::Readdir { handle })? {
+                Reply::Names(names) if !names.is_empty() => left.extend(names),
+                Reply::Ok
+                | Reply::Status(_)
+                | Reply::Handle(_)
+                | Reply::Data(_)
+                | Reply::Names(_)
+                | Reply::Attrs(_) => break,
+            }
+        }
+        self.remote.send(Request::Close { handle }); // nobody waits for that
+        let left = left.iter().filter_map(|name| Staged::parse(&name.name));
+        for staged in left.filter(|staged| staged.seq <= self.cursor) {
+            let path = self.setup.place.staged(staged);
+            self.remote.send(Request::Remove { path });
+        }
+        Ok(())
+    }
+}
