@@ -62,6 +62,8 @@ pub struct Config {
     pub mail: MailConfig,
     /// Whether the source is scanned at the start for what the log does not know.
     pub scan_on_start: bool,
+    /// The log takes no more bytes on the disk: a mirror that would need more needs a sync.
+    pub log_limit: u64,
     /// In which order changes become visible on mirrors that say nothing else.
     pub order: Order,
     /// The mirrors, those of the main file first, then those of `mirrors.d` by name.
@@ -258,6 +260,7 @@ impl Config {
             on_event: None,
             mail: MailConfig::default(),
             scan_on_start: true,
+            log_limit: 0,
             mirrors: Vec::new(),
             warnings: Vec::new(),
         }

@@ -152,7 +152,19 @@ impl Shared {
 
     /// Removes from the journal what is not needed any more. A failure is logged once, and mailed.
     fn tidy_up(&self) {
-        let failed = self.journal.maintain().err().map(|why| why.to_string());
+        let limit = self.config().log_limit;
+        let bounded = self.journal.bound(limit).map(|late| {
+            // (That it needs a sync is mailed.)
+            for name in late {
+                log::error!(
+                    "mirror {name}: it is so far behind that the log would outgrow log_limit ({} KiB), or fill its \
+                     disk: its changes are dropped, and it is compared with the whole source when it is back",
+                    limit >> 10
+                );
+            }
+        });
+        let failed = bounded.and_then(|()| self.journal.maintain());
+        let failed = failed.err().map(|why| why.to_string());
         let untidy = self.untidy.lock();
         let mut untidy = untidy.unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(why) = failed.as_ref().filter(|why| untidy.as_ref() != Some(*why)) {
@@ -443,6 +455,7 @@ fn reload(shared: &Shared, log: &LogHandle, overrides: &Overrides) -> Result<Str
     }
     config.log_file = new.log_file;
     config.log_level = new.log_level;
+    config.log_limit = new.log_limit;
     Ok(what)
 }
 

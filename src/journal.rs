@@ -125,6 +125,8 @@ pub struct Journal {
     pins: Mutex<BTreeSet<String>>,
     /// The last checkpoint covers the log up to here (J5).
     covered: AtomicU64,
+    /// Mirrors that the log does not wait for any more (J7).
+    given_up: Mutex<BTreeSet<String>>,
 }
 
 struct Writer {
@@ -153,6 +155,9 @@ impl Journal {
             .map_err(sql)?;
         db.pragma_update(None, "wal_autocheckpoint", 0)
             .map_err(sql)?;
+        // What a burst has made longer is cut when the WAL begins anew.
+        db.pragma_update_and_check(None, "journal_size_limit", 64 << 20, |_| Ok(()))
+            .map_err(sql)?;
         migrate(&mut db, &file)?;
         let (head, cum_bytes) = head_of(&db).map_err(sql)?;
         let wal_file = state_dir.join(format!("{FILE_NAME}-wal"));
@@ -178,6 +183,7 @@ impl Journal {
             listeners: RwLock::new(Vec::new()),
             pins: Mutex::new(BTreeSet::new()),
             covered: AtomicU64::new(0),
+            given_up: Mutex::default(),
         })
     }
 

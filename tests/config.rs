@@ -163,7 +163,7 @@ fn each_mistake_is_one_line_that_says_where_and_what_to_do() {
             after("colour = red"),
             "proxyfs.ini:4: unknown key `colour` in [proxyfs]: known are source, mount_point, \
             state_dir, run_dir, log_file, log_level, threads, flush_after, flush_max, exclude, order, max_delete, \
-            scan_on_start, on_event",
+            scan_on_start, log_limit, on_event",
         ),
         (
             after("port = 22"),

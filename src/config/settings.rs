@@ -79,6 +79,8 @@ impl Setting {
 /// More threads do not help (each takes a 16 MiB buffer).
 const MOST_THREADS: usize = 32;
 const SHORTEST: Duration = Duration::from_millis(10);
+/// Less is no log.
+const LEAST_LOG: u64 = 256 << 10;
 const SECOND: Duration = Duration::from_secs(1);
 
 /// The keys that are tried where a mirror names none: those of OpenSSH, best first.
@@ -176,6 +178,14 @@ pub const SETTINGS: &[Setting] = &[
                running, or killed, yes or no. The mount does not wait for it. Without it such changes \
                reach no mirror.",
         apply: Apply::Proxyfs(|c, v| set(&mut c.scan_on_start, values::yes_or_no(v))),
+    },
+    Setting {
+        name: "log_limit",
+        absent: Absent::Default("2G"),
+        help: "How much the log of changes may take on the disk, with the unit k, M or G. A mirror that is so far \
+               behind that the log would outgrow it drops out of the log, and is compared with the whole source \
+               when it is back. So does one for which the disk of `state_dir` would be filled.",
+        apply: Apply::Proxyfs(|c, v| set(&mut c.log_limit, values::size(v, LEAST_LOG))),
     },
     Setting {
         name: "on_event",

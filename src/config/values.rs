@@ -118,6 +118,28 @@ pub fn word(text: &str) -> Result<String, Refusal> {
     Ok(text.to_string())
 }
 
+/// A number of bytes with its unit, `512M` or `2G` (powers of 1024), at least `least`.
+///
+/// # Errors
+/// It is none, or too small.
+pub fn size(text: &str, least: u64) -> Result<u64, Refusal> {
+    let unit = text.trim_start_matches(|c: char| c.is_ascii_digit());
+    let shift = match unit {
+        "k" | "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        _ => return Err("it needs a unit: k, M or G, such as 2G".into()),
+    };
+    let number: u64 = text[..text.len() - unit.len()]
+        .parse()
+        .map_err(|_| "it is no number with a unit, such as 2G".to_string())?;
+    let bytes = number.saturating_mul(1 << shift);
+    if bytes < least {
+        return Err(format!("it is at least {} k", least >> 10));
+    }
+    Ok(bytes)
+}
+
 /// `yes` or `no`.
 pub fn yes_or_no(text: &str) -> Result<bool, Refusal> {
     match text {

@@ -452,3 +452,38 @@ fn what_is_parked_is_kept_whole_and_pending_until_it_is_done() {
     assert_eq!(reader.parked("m", 9).unwrap(), []);
     assert_eq!(reader.backlog("m").unwrap().ops, 1);
 }
+
+#[test]
+fn a_mirror_too_far_behind_drops_out_of_a_log_that_is_bounded() {
+    let (_dir, journal) = fresh();
+    journal.add_mirror("near", true).unwrap();
+    journal.add_mirror("dead", true).unwrap();
+    let at = |seq| Progress {
+        cursor: Some((seq, 0)),
+        ..Progress::default()
+    };
+    let limit = 1 << 20;
+    let mut given_up = Vec::new();
+    for round in 0..40 {
+        for i in 0..250 {
+            let name = format!("{round}/{i}/{}", "long".repeat(40));
+            journal.record(&unlink(&name)).unwrap();
+        }
+        journal.advance("near", &at(journal.head())).unwrap();
+        journal.cover(journal.head());
+        given_up.extend(journal.bound(limit).unwrap());
+        journal.maintain().unwrap();
+    }
+    assert_eq!(given_up, ["dead"], "and it is told once");
+    assert!(journal.mirror("dead").unwrap().lacks > 0);
+    assert_eq!(journal.mirror("near").unwrap().lacks, 0);
+    // 10,000 rows of 200 bytes and more were recorded.
+    let rows = journal.reader().unwrap().rows(0, 100_000).unwrap().len();
+    assert!(rows < 5_000, "{rows} rows are left");
+    // Nobody is given up while there is room.
+    journal.add_mirror("new", true).unwrap();
+    journal.record(&unlink("x")).unwrap();
+    assert_eq!(journal.bound(limit).unwrap(), Vec::<String>::new());
+    journal.maintain().unwrap();
+    assert_eq!(journal.mirror("new").unwrap().lacks, 0);
+}

@@ -3,12 +3,20 @@
 //! The danger: a row goes that is needed after a crash. Two may need it: a mirror that has not got it, and,
 //! after a power cut, the start that must know which paths the disk may have lost although mirrors have them.
 //! So a row leaves when every mirror has it *and* a checkpoint covers it ([`Journal::cover`], J5).
+//!
+//! The other danger: one dead mirror fills the disk (J7). So the log is bounded ([`Journal::bound`]): a mirror that would
+//! need a longer one is not waited for any more, the furthest behind first. Its position stays, and tells from then
+//! on that it lacks something: its worker finds the gap, never replays what is behind it, and has all of it compared
+//! with the source. What is dropped brings the log down to three quarters of the limit, so that not every change
+//! drops something.
 
 use super::reader::position_of;
 use super::{Journal, JournalError, open_here};
 use crate::change::Seq;
 use rusqlite::{OpenFlags, params};
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
+use std::sync::{MutexGuard, PoisonError};
 
 /// When more than this (bytes) is in the WAL only, [`Journal::maintain`] moves it into the database.
 pub(super) const WAL_LIMIT: u64 = 4 << 20;
@@ -19,7 +27,79 @@ const PRUNE_BATCH: i64 = 2000;
 /// How many batches [`Journal::maintain`] removes in one call.
 const PRUNE_BATCHES: u32 = 20;
 
+/// So much of the state directory's file system is to stay free, or this part of it if that is less.
+const FREE: (u64, u64) = (64 << 20, 20);
+
 impl Journal {
+    /// Bytes that the log needs: of pages in use, and of the WAL.
+    fn used(&self) -> rusqlite::Result<u64> {
+        let writer = self.writer();
+        let ask = |what| {
+            writer
+                .db
+                .pragma_query_value(None, what, |row| row.get::<_, i64>(0))
+        };
+        let pages = ask("page_count")? - ask("freelist_count")?;
+        Ok(pages.max(0) as u64 * ask("page_size")?.max(0) as u64)
+    }
+
+    /// Whether the state directory's file system is nearly full.
+    fn is_disk_short(&self) -> bool {
+        let dir = self.file.parent().unwrap_or(&self.file);
+        rustix::fs::statvfs(dir).is_ok_and(|all| {
+            let floor = FREE.0.min(all.f_blocks * all.f_frsize / FREE.1);
+            all.f_bavail * all.f_frsize < floor
+        })
+    }
+
+    /// Drops the mirrors that the log cannot wait for any more, if it has more than `limit` bytes or the disk is
+    /// nearly full. Gives their names.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn bound(&self, limit: u64) -> Result<Vec<String>, JournalError> {
+        self.drop_late(limit).map_err(|why| self.sql(why))
+    }
+
+    fn drop_late(&self, limit: u64) -> rusqlite::Result<Vec<String>> {
+        let used = self.used()?;
+        let short = self.is_disk_short();
+        if used <= limit && !short {
+            self.given_up().clear();
+            return Ok(Vec::new());
+        }
+        let pins = self.pins().clone();
+        let writer = self.writer();
+        let first: i64 =
+            writer
+                .db
+                .query_row("SELECT ifnull(min(seq), 0) FROM change", [], |r| r.get(0))?;
+        let rows = (writer.head + 1).saturating_sub(first as u64).max(1);
+        let target = if short {
+            used.min(limit) / 2
+        } else {
+            limit / 4 * 3
+        };
+        // As if all rows were of one size.
+        let kept = (u128::from(rows) * u128::from(target) / u128::from(used.max(1))) as u64;
+        let oldest = writer.head.saturating_sub(kept);
+        let mut late = BTreeSet::new();
+        for name in pins {
+            let position = position_of(&writer.db, &name)?;
+            if position.lacks == 0 && position.cursor < oldest {
+                late.insert(name);
+            }
+        }
+        drop(writer);
+        let before = std::mem::replace(&mut *self.given_up(), late.clone());
+        Ok(late.difference(&before).cloned().collect())
+    }
+
+    /// The mirrors that are not waited for.
+    fn given_up(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.given_up.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A checkpoint is on the disk: all that is recorded up to `seq` is there in the source too, and durable.
     pub fn cover(&self, seq: Seq) {
         self.covered.fetch_max(seq, Ordering::AcqRel);
@@ -48,12 +128,13 @@ impl Journal {
     fn prune(&self) -> rusqlite::Result<bool> {
         let pins = self.pins().clone();
         let covered = self.covered.load(Ordering::Acquire);
+        let given_up = self.given_up().clone();
         let writer = self.writer();
         let mut everywhere = writer.head.saturating_sub(1).min(covered);
         for name in pins {
             let position = position_of(&writer.db, &name)?;
             // What a mirror lacks that the log has dropped a sync will bring: nothing is kept for it.
-            if position.lacks == 0 {
+            if position.lacks == 0 && !given_up.contains(&name) {
                 everywhere = everywhere.min(position.cursor);
             }
         }

@@ -26,6 +26,13 @@ impl<R: Remote> Pipeline<'_, R> {
             if rows.is_empty() {
                 break; // not visible to this connection yet: the next turn has them
             }
+            // The log has outgrown its limit, and has dropped what this mirror lacks: nothing behind the gap may
+            // be replayed.
+            let first = rows.first().map_or(0, |row| row.seq);
+            if first > self.loaded + 1 {
+                let changes = first - self.loaded - 1;
+                return Err(MirrorError::Lacks { changes });
+            }
             for row in rows {
                 let source = self.setup.source;
                 let stopped = self.setup.guard.borrow_mut().stops(&row, source);
