@@ -77,6 +77,8 @@ fn a_plugin_is_told_how_it_is_by_line_and_exit_code() {
     );
     assert!(line.contains("does not exist: create it there"), "{line}");
     is(&daemon, &["n"], "PROXYFS OK - ", 0);
+    // What the scan at the start records is no more to come.
+    daemon.ok(&["wait", "n"]);
     daemon.ok(&["pause", "n"]);
     for n in 0..3 {
         fs::write(daemon.source().join(format!("f{n}")), "bytes").unwrap();
