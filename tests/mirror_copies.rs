@@ -177,3 +177,47 @@ fn a_mirror_that_comes_back_before_its_changes_left_the_log_gets_them() {
     everything_arrives(&daemon, &sshd, &["slow", "m"]);
     daemon.stop();
 }
+
+#[test]
+fn a_journal_that_is_damaged_stops_the_start_and_says_the_way_out_which_works() {
+    let sshd = Sshd::start();
+    let mut daemon = Daemon::new();
+    add(&mut daemon, "m", &sshd, &[]);
+    daemon.start();
+    let www = daemon.source();
+    fs::write(www.join("file"), "first").unwrap();
+    daemon.wait();
+    daemon.stop();
+    let state = daemon.file("state");
+    fs::write(state.join("journal.db"), "no journal ".repeat(1000)).unwrap();
+    fs::write(www.join("file"), "changed while it was damaged").unwrap();
+    let refused = daemon.run(&["run"]);
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(!refused.status.success());
+    assert!(
+        said.contains("journal.db: the journal is damaged (")
+            && said.contains("move journal.db and what begins"),
+        "{said}"
+    );
+
+    for entry in fs::read_dir(&state).unwrap() {
+        let path = entry.unwrap().path();
+        if path
+            .file_name()
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .starts_with("journal.db")
+        {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    daemon.start();
+    fs::write(www.join("new"), "of the new journal").unwrap();
+    everything_arrives(&daemon, &sshd, &["m"]);
+    assert_eq!(
+        fs::read(base(&sshd, "m").join("file")).unwrap(),
+        b"changed while it was damaged"
+    );
+    daemon.stop();
+}

@@ -41,6 +41,10 @@ pub enum JournalError {
     },
 }
 
+/// What to do with a damaged journal.
+const WAY_OUT: &str = "check the disk, move journal.db and what begins with that name out of its directory, and \
+     start again: a new journal begins, and each mirror is compared with the source";
+
 impl fmt::Display for JournalError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -55,8 +59,20 @@ impl fmt::Display for JournalError {
             ),
             JournalError::Row { seq, why } => write!(
                 f,
-                "journal row {seq} cannot be read ({why}): the journal is damaged"
+                "journal row {seq} cannot be read ({why}): the journal is damaged; {WAY_OUT}"
             ),
+            JournalError::Sqlite { file, why }
+                if matches!(
+                    why.sqlite_error_code(),
+                    Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt)
+                ) =>
+            {
+                write!(
+                    f,
+                    "{}: the journal is damaged ({why}); {WAY_OUT}",
+                    file.display()
+                )
+            }
             JournalError::File { file, why } => write!(f, "{}: {why}", file.display()),
             JournalError::Sqlite { file, why }
                 if why.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) =>
