@@ -55,7 +55,7 @@ use rustix::io::Errno;
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
@@ -179,6 +179,11 @@ pub struct Local {
 /// # Errors
 /// What [`Local::open`] would say.
 pub fn try_source(source: &Path) -> std::result::Result<(), LocalError> {
+    open_source(source).map(drop)
+}
+
+/// Opens the source's root, if it can be a source.
+fn open_source(source: &Path) -> std::result::Result<OwnedFd, LocalError> {
     let failed = |e: Errno| LocalError::Open(source.to_owned(), e.into());
     let no_handles = |e: io::Error| LocalError::NoHandles(source.to_owned(), e);
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -187,9 +192,8 @@ pub fn try_source(source: &Path) -> std::result::Result<(), LocalError> {
         return Err(LocalError::IsFuse(source.to_owned()));
     }
     let id = sys::node_id(&root, b"").map_err(|e| no_handles(e.into()))?;
-    sys::open_node(root.as_fd(), &id, OFlags::PATH)
-        .map(drop)
-        .map_err(no_handles)
+    sys::open_node(root.as_fd(), &id, OFlags::PATH).map_err(no_handles)?;
+    Ok(root)
 }
 
 impl Local {
@@ -207,17 +211,9 @@ impl Local {
         recorder: Arc<dyn Recorder>,
     ) -> std::result::Result<Local, LocalError> {
         let failed = |e: Errno| LocalError::Open(source.to_owned(), e.into());
-        let no_handles = |e: io::Error| LocalError::NoHandles(source.to_owned(), e);
         let source =
             std::fs::canonicalize(source).map_err(|e| LocalError::Open(source.to_owned(), e))?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root =
-            rustix::fs::openat(CWD, &source, flags, rustix::fs::Mode::empty()).map_err(failed)?;
-        if sys::is_fuse(&root).map_err(failed)? {
-            return Err(LocalError::IsFuse(source));
-        }
-        let id = sys::node_id(&root, b"").map_err(|e| no_handles(e.into()))?;
-        sys::open_node(root.as_fd(), &id, OFlags::PATH).map_err(no_handles)?;
+        let root = open_source(&source)?;
         let fine_stamps = unseen::has_fine_stamps(&root);
         let descriptors = sys::raise_open_files_limit().unwrap_or(1024);
         let limit = usize::try_from(descriptors / 4).unwrap_or(usize::MAX);
