@@ -20,7 +20,7 @@ use super::sync::lock;
 use super::sys::{self, Result, Stat};
 use super::{Local, RESERVED};
 use crate::change::{Change, Depth, RelPath, Scope, Timestamp};
-use rustix::fs::{AtFlags, StatxFlags};
+use rustix::fs::{AtFlags, Statx, StatxFlags};
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::os::fd::AsFd;
@@ -87,9 +87,13 @@ pub fn scope_of_directory(above: bool, new: bool) -> Scope {
 }
 
 /// When something was made, if its file system knows.
-pub fn birth_time(dir: impl AsFd, name: &[u8]) -> Option<Timestamp> {
+fn birth_time(dir: impl AsFd, name: &[u8]) -> Option<Timestamp> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH;
-    let stat = rustix::fs::statx(dir, name, flags, StatxFlags::BTIME).ok()?;
+    born(&rustix::fs::statx(dir, name, flags, StatxFlags::BTIME).ok()?)
+}
+
+/// When what was looked at was made, if that was asked for and its file system knows.
+pub fn born(stat: &Statx) -> Option<Timestamp> {
     let known = stat.stx_mask & StatxFlags::BTIME.bits() != 0;
     known.then_some(Timestamp {
         seconds: stat.stx_btime.tv_sec,

@@ -13,7 +13,7 @@
 use super::{Scan, ScanError};
 use crate::change::{RelPath, Timestamp};
 use crate::local::Local;
-use crate::local::suspects::{ENTRY, Judged, NEW_TREE, Suspicion, scope_of_directory};
+use crate::local::suspects::{ENTRY, Judged, NEW_TREE, Suspicion, born, scope_of_directory};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Statx, StatxFlags};
 use rustix::io::Errno;
 use std::collections::HashSet;
@@ -285,8 +285,7 @@ impl<'a> Walk<'a> {
             Some(Judged::Covered) => above = Above::Covered,
             Some(Judged::Clean | Judged::Recorded | Judged::SomeNamesRecorded) => {}
             None if suspect => {
-                let born = stat.stx_mask & StatxFlags::BTIME.bits() != 0;
-                let new = born && birth(stat) >= self.suspicion.since;
+                let new = born(stat).is_some_and(|born| born >= self.suspicion.since);
                 let scope = scope_of_directory(suspect_above, new);
                 let then = match (scope.depth, scope.bytes) {
                     (crate::change::Depth::Tree, true) => Above::Covered,
@@ -350,12 +349,5 @@ fn ctime(stat: &Statx) -> Timestamp {
     Timestamp {
         seconds: stat.stx_ctime.tv_sec,
         nanoseconds: stat.stx_ctime.tv_nsec,
-    }
-}
-
-fn birth(stat: &Statx) -> Timestamp {
-    Timestamp {
-        seconds: stat.stx_btime.tv_sec,
-        nanoseconds: stat.stx_btime.tv_nsec,
     }
 }
