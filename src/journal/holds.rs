@@ -31,8 +31,11 @@ impl Journal {
     /// SQLite's or the disk's.
     pub fn let_through(&self, name: &str) -> Result<(), JournalError> {
         if self.held(name)?.is_some() {
-            self.set_meta(&format!("through {name}"), &self.head().to_string())?;
-            self.set_meta(&format!("held {name}"), "")?;
+            self.note(&[
+                (&format!("through {name}"), &self.head().to_string()),
+                (&format!("held {name}"), ""),
+            ])?;
+            self.sync()?;
         }
         Ok(())
     }
