@@ -10,9 +10,9 @@
 //! clock does not matter; but if it is set back, what is changed then looks old. So each mark also notes what the
 //! wall clock and the time since the boot were: if they have come apart, no ctime is believed.
 
-use crate::change::{Seq, Timestamp};
+use crate::change::{Change, Seq, Timestamp};
 use crate::fault;
-use crate::journal::{Journal, JournalError, Reader};
+use crate::journal::{Journal, JournalError};
 use crate::local::RESERVED;
 use crate::local::suspects::Suspicion;
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, Timespec, Timestamps};
@@ -318,29 +318,35 @@ fn without_marks(journal: &Journal, lost: bool, mut plan: Plan) -> Result<Plan, 
 
 /// Whether the log tells that something was taken out of the source's root since the mark.
 fn was_emptied(journal: &Journal, mark: Option<&Mark>) -> Result<bool, JournalError> {
-    let Some(mark) = mark else {
+    let Some(mut after) = mark.map(|mark| mark.seq) else {
         return Ok(false);
     };
     let reader = journal.reader()?;
-    any_row(&reader, mark.seq, |path| {
-        path.parent().is_some_and(|above| above.is_root())
-    })
-}
-
-fn any_row(
-    reader: &Reader,
-    mut after: Seq,
-    wanted: impl Fn(&crate::change::RelPath) -> bool,
-) -> Result<bool, JournalError> {
     loop {
         let rows = reader.rows(after, 1000)?;
         let Some(last) = rows.last() else {
             return Ok(false);
         };
         after = last.seq;
-        if rows.iter().any(|row| wanted(row.change.path())) {
+        if rows.iter().any(|row| takes_from_root(&row.change)) {
             return Ok(true);
         }
+    }
+}
+
+/// Whether an entry of the root is gone afterwards.
+fn takes_from_root(change: &Change) -> bool {
+    match change {
+        Change::Rmdir { path } | Change::Unlink { path } | Change::Rename { from: path, .. } => {
+            path.parent().is_some_and(|above| above.is_root())
+        }
+        Change::Mkdir { .. }
+        | Change::Symlink { .. }
+        | Change::Link { .. }
+        | Change::Exchange { .. }
+        | Change::Content { .. }
+        | Change::Attr { .. }
+        | Change::Repair { .. } => false,
     }
 }
 
@@ -410,6 +416,30 @@ mod tests {
         assert_eq!(Mark::parse(&newer), Some(mark));
         assert_eq!(Mark::parse("seq=x"), None);
         assert_eq!(Mark::parse(""), None);
+    }
+
+    #[test]
+    fn only_what_is_taken_out_of_the_root_tells_that_it_was_emptied() {
+        use crate::journal::Recorder;
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path()).unwrap();
+        let mark = Mark::default();
+        let path = |path: &str| crate::change::RelPath::new(path.as_bytes()).unwrap();
+        let owner = crate::change::Owner { uid: 0, gid: 0 };
+        let harmless = [
+            Change::Mkdir {
+                path: path("a"),
+                mode: 0o755,
+                owner,
+            },
+            Change::Unlink { path: path("a/b") },
+        ];
+        for change in &harmless {
+            journal.record(change).unwrap();
+        }
+        assert!(!was_emptied(&journal, Some(&mark)).unwrap());
+        journal.record(&Change::Rmdir { path: path("a") }).unwrap();
+        assert!(was_emptied(&journal, Some(&mark)).unwrap());
     }
 
     #[test]
