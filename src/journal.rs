@@ -318,6 +318,9 @@ impl Journal {
                 all.execute(&format!("DELETE FROM {table} WHERE mirror = ?1"), [name])?;
             }
             all.execute("DELETE FROM mirror WHERE name = ?1", [name])?;
+            for key in holds::keys(name) {
+                all.execute("DELETE FROM meta WHERE key = ?1", [key])?;
+            }
             all.commit()
         };
         forget().map_err(|why| self.sql(why))

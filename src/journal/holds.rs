@@ -5,6 +5,11 @@
 use super::{Journal, JournalError};
 use crate::change::Seq;
 
+/// The keys of `meta` under which these two are: why, and up to where.
+pub(super) fn keys(name: &str) -> [String; 2] {
+    [format!("held {name}"), format!("through {name}")]
+}
+
 impl Journal {
     /// Pauses a mirror since more would be deleted there at once than may be: why, in words. On the disk when this
     /// returns.
@@ -12,7 +17,8 @@ impl Journal {
     /// # Errors
     /// SQLite's or the disk's.
     pub fn hold(&self, name: &str, why: &str) -> Result<(), JournalError> {
-        self.set_meta(&format!("held {name}"), why)?;
+        let [held, _] = keys(name);
+        self.set_meta(&held, why)?;
         self.set_paused(name, true)
     }
 
@@ -21,7 +27,8 @@ impl Journal {
     /// # Errors
     /// SQLite's.
     pub fn held(&self, name: &str) -> Result<Option<String>, JournalError> {
-        let why = self.meta(&format!("held {name}"))?;
+        let [held, _] = keys(name);
+        let why = self.meta(&held)?;
         Ok(why.filter(|why| !why.is_empty()))
     }
 
@@ -31,10 +38,8 @@ impl Journal {
     /// SQLite's or the disk's.
     pub fn let_through(&self, name: &str) -> Result<(), JournalError> {
         if self.held(name)?.is_some() {
-            self.note(&[
-                (&format!("through {name}"), &self.head().to_string()),
-                (&format!("held {name}"), ""),
-            ])?;
+            let [held, through] = keys(name);
+            self.note(&[(&through, &self.head().to_string()), (&held, "")])?;
             self.sync()?;
         }
         Ok(())
@@ -45,7 +50,8 @@ impl Journal {
     /// # Errors
     /// SQLite's.
     pub fn through(&self, name: &str) -> Result<Seq, JournalError> {
-        let seq = self.meta(&format!("through {name}"))?;
+        let [_, through] = keys(name);
+        let seq = self.meta(&through)?;
         Ok(seq.and_then(|seq| seq.parse().ok()).unwrap_or(0))
     }
 }

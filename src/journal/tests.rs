@@ -487,3 +487,18 @@ fn a_mirror_too_far_behind_drops_out_of_a_log_that_is_bounded() {
     journal.maintain().unwrap();
     assert_eq!(journal.mirror("new").unwrap().lacks, 0);
 }
+
+#[test]
+fn a_mirror_that_is_forgotten_is_not_held_when_its_name_comes_again() {
+    let (_dir, journal) = fresh();
+    journal.add_mirror("m", true).unwrap();
+    journal.record(&unlink("a")).unwrap();
+    journal.hold("m", "too many deletions").unwrap();
+    journal.let_through("m").unwrap();
+    journal.hold("m", "again").unwrap();
+    journal.forget_mirror("m").unwrap();
+    let m = journal.add_mirror("m", true).unwrap();
+    assert!(!m.paused);
+    assert_eq!(journal.held("m").unwrap(), None);
+    assert_eq!(journal.through("m").unwrap(), 0);
+}
