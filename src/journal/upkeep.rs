@@ -30,6 +30,15 @@ const PRUNE_BATCHES: u32 = 20;
 /// So much of the state directory's file system is to stay free, or this part of it if that is less.
 const FREE: (u64, u64) = (64 << 20, 20);
 
+/// To how many bytes the log is to be brought down, if it has to be. `short`: how much of its disk is to stay free,
+/// where less is. A log of less than that is not what fills the disk, and nothing is won by giving it up.
+fn target(used: u64, limit: u64, short: Option<u64>) -> Option<u64> {
+    match short {
+        Some(floor) if used > floor => Some(used.min(limit) / 2),
+        _ => (used > limit).then_some(limit / 4 * 3),
+    }
+}
+
 impl Journal {
     /// Bytes that the log needs: of pages in use, and of the WAL.
     fn used(&self) -> rusqlite::Result<u64> {
@@ -43,13 +52,12 @@ impl Journal {
         Ok(pages.max(0) as u64 * ask("page_size")?.max(0) as u64)
     }
 
-    /// Whether the state directory's file system is nearly full.
-    fn is_disk_short(&self) -> bool {
+    /// How much of the state directory's file system is to stay free, in bytes, if less is.
+    fn short_of(&self) -> Option<u64> {
         let dir = self.file.parent().unwrap_or(&self.file);
-        rustix::fs::statvfs(dir).is_ok_and(|all| {
-            let floor = FREE.0.min(all.f_blocks * all.f_frsize / FREE.1);
-            all.f_bavail * all.f_frsize < floor
-        })
+        let all = rustix::fs::statvfs(dir).ok()?;
+        let floor = FREE.0.min(all.f_blocks * all.f_frsize / FREE.1);
+        (all.f_bavail * all.f_frsize < floor).then_some(floor)
     }
 
     /// Drops the mirrors that the log cannot wait for any more, if it has more than `limit` bytes or the disk is
@@ -63,11 +71,10 @@ impl Journal {
 
     fn drop_late(&self, limit: u64) -> rusqlite::Result<Vec<String>> {
         let used = self.used()?;
-        let short = self.is_disk_short();
-        if used <= limit && !short {
+        let Some(target) = target(used, limit, self.short_of()) else {
             self.given_up().clear();
             return Ok(Vec::new());
-        }
+        };
         let pins = self.pins().clone();
         let writer = self.writer();
         let first: i64 =
@@ -75,11 +82,6 @@ impl Journal {
                 .db
                 .query_row("SELECT ifnull(min(seq), 0) FROM change", [], |r| r.get(0))?;
         let rows = (writer.head + 1).saturating_sub(first as u64).max(1);
-        let target = if short {
-            used.min(limit) / 2
-        } else {
-            limit / 4 * 3
-        };
         // As if all rows were of one size.
         let kept = (u128::from(rows) * u128::from(target) / u128::from(used.max(1))) as u64;
         let oldest = writer.head.saturating_sub(kept);
@@ -160,5 +162,21 @@ impl Journal {
             db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
         }
         Ok(worth_it)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::target;
+
+    #[test]
+    fn a_short_log_is_given_up_for_no_disk_that_others_have_filled() {
+        let (limit, floor) = (2000, 64);
+        assert_eq!(target(1000, limit, None), None);
+        assert_eq!(target(2001, limit, None), Some(1500));
+        // However often it is asked, it comes to rest.
+        assert_eq!(target(1000, limit, Some(floor)), Some(500));
+        assert_eq!(target(64, limit, Some(floor)), None);
+        assert_eq!(target(3000, limit, Some(floor)), Some(1000));
     }
 }
