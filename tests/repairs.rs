@@ -3,8 +3,12 @@
 #![allow(clippy::unwrap_used)]
 
 use super::mirror_errors::{add, base, everything_arrives};
+use super::round_trips::Scene;
 use super::support::daemon::Daemon;
 use super::support::sshd::Sshd;
+use super::support::tree::assert_same;
+use proxyfs::change::{Change, RelPath, Scope};
+use proxyfs::journal::Recorder;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
@@ -130,4 +134,30 @@ fn what_is_excluded_is_neither_sent_nor_removed_by_a_repair() {
     );
     assert!(!mirror.join("dir/mine.tmp").exists());
     daemon.stop();
+}
+
+#[test]
+fn a_repair_behind_a_rename_that_is_under_way_is_made_at_its_place() {
+    let scene = Scene::new();
+    let (rules, _) = scene.prepare();
+    let (old, new) = (scene.source().join("old"), scene.source().join("new"));
+    for dir in [&old, &scene.mirror().join("old")] {
+        fs::create_dir(dir).unwrap();
+        fs::write(dir.join("file"), "as it was").unwrap();
+    }
+    fs::rename(&old, &new).unwrap();
+    fs::write(new.join("file"), "edited, and nobody has seen it").unwrap();
+    let path = |path: &str| RelPath::new(path.as_bytes()).unwrap();
+    let rename = Change::Rename {
+        from: path("old"),
+        to: path("new"),
+    };
+    let repair = Change::Repair {
+        path: path("new/file"),
+        scope: Scope::ENTRY,
+    };
+    scene.journal.record(&rename).unwrap();
+    scene.journal.record(&repair).unwrap();
+    scene.replay(rules, |_, _| {});
+    assert_same(&scene.source(), &scene.mirror());
 }

@@ -136,7 +136,8 @@ impl Scene {
         let check = self.journal.reader().unwrap();
         let round_trips = Cell::new(0);
         let idle = || {
-            let drained = check.mirror("m").unwrap().cursor == self.journal.head();
+            let drained = check.mirror("m").unwrap().cursor == self.journal.head()
+                && check.repairs("m").unwrap().is_empty();
             if drained && check.touched("m").unwrap().is_empty() {
                 notifier.tell(Notice::Stop);
             }

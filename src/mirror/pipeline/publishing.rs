@@ -30,6 +30,15 @@ impl<R: Remote> Pipeline<'_, R> {
                 continue;
             }
             self.look_for_what_covers(index);
+            // A move that is noted later would take the scar along, or drop it with what it replaces.
+            let change = &self.window[index].row.change;
+            if !under_way
+                && (!self.scars.is_empty() || matches!(change, Change::Repair { .. }))
+                && self.is_at_a_pivot(change)
+            {
+                self.barrier = true;
+                break;
+            }
             if !under_way && self.scars.take_up(&self.window[index].row.change, seq) {
                 self.leave_to_repair(index)?;
                 self.publish_next = seq + 1;
@@ -205,10 +214,13 @@ impl<R: Remote> Pipeline<'_, R> {
             | Change::Unlink { .. }
             | Change::Content { .. }
             | Change::Attr { .. }
-            | Change::Repair { .. } => {
-                !self.pivots.is_empty() && change.paths().any(|p| self.pivots.touches(p))
-            }
+            | Change::Repair { .. } => self.is_at_a_pivot(change),
         }
+    }
+
+    /// Whether it is about a path of a pivot that is under way, or of one that is not noted yet.
+    fn is_at_a_pivot(&self, change: &Change) -> bool {
+        !self.pivots.is_empty() && change.paths().any(|p| self.pivots.touches(p))
     }
 
     pub(super) fn send(&mut self, seq: Seq, mut requests: Vec<Request>) {
