@@ -5,11 +5,11 @@ use super::mirror_errors::{NEVER, add, base, everything_arrives, resume};
 use super::support::daemon::Daemon;
 use super::support::mounts::wait_until;
 use super::support::relay::Relay;
-use super::support::sshd::Sshd;
+use super::support::sshd::{ORDINARY_USER, Sshd, ids_of};
 use super::support::tree::{assert_same, differences};
 use proxyfs::journal::Journal;
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::time::Duration;
 
@@ -91,6 +91,30 @@ fn a_new_mirror_is_filled_while_the_log_goes_on_and_keeps_what_only_it_has() {
         everything_arrives(&daemon, &sshd, &["m"]);
         daemon.stop();
     }
+}
+
+#[test]
+fn what_only_a_mirror_has_is_kept_in_a_directory_that_is_shut_there_too() {
+    let sshd = Sshd::builder().ordinary_user().start();
+    let mut daemon = Daemon::new();
+    let www = daemon.source();
+    plant(&www);
+    add(&mut daemon, "m", &sshd, &NEVER);
+    let mirror = base(&sshd, "m");
+    let shut = mirror.join("d/sub");
+    fs::create_dir_all(&shut).unwrap();
+    fs::write(shut.join("stranger"), "only here").unwrap();
+    let (uid, gid) = ids_of(ORDINARY_USER);
+    for path in [&mirror.join("d"), &shut, &shut.join("stranger")] {
+        chown(path, Some(uid), Some(gid)).unwrap();
+    }
+    fs::set_permissions(&shut, Permissions::from_mode(0o0)).unwrap();
+    daemon.start();
+    daemon.wait();
+    let only = differences(&www, &mirror, false);
+    assert_eq!(only.len(), 1, "{only:?}");
+    assert!(only[0].contains("d/sub/stranger"), "{only:?}");
+    daemon.stop();
 }
 
 #[test]

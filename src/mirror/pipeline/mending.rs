@@ -227,7 +227,7 @@ impl<R: Remote> Pipeline<'_, R> {
         for (path, scope) in report.grows {
             self.scars.grow(path, scope, after);
         }
-        self.take_refusals(report.refused, after)?;
+        self.take_refusals(report.refused, &jobs, after)?;
         self.scars.keep_few();
         self.record()
     }
@@ -352,7 +352,14 @@ impl<R: Remote> Pipeline<'_, R> {
     }
 
     /// What the mirror did not take: a directory above it is missing, or shut, or it has to wait.
-    fn take_refusals(&mut self, refused: Vec<Refusal>, after: Seq) -> Result<(), MirrorError> {
+    /// What is tried again below a tree does no more than that: it deletes only if that does, and compares bytes
+    /// if that does.
+    fn take_refusals(
+        &mut self,
+        refused: Vec<Refusal>,
+        jobs: &[Job],
+        after: Seq,
+    ) -> Result<(), MirrorError> {
         if refused.is_empty() {
             return Ok(());
         }
@@ -364,12 +371,14 @@ impl<R: Remote> Pipeline<'_, R> {
             status,
         } in refused
         {
-            let depth = if whole { Depth::Tree } else { Depth::Entry };
-            let scope = Scope {
-                depth,
-                delete: true,
-                bytes: false,
+            let over =
+                |job: &&Job| job.scope.depth != Depth::Entry && path.is_at_or_below(&job.path);
+            let tree = Scope {
+                depth: Depth::Tree,
+                delete: jobs.iter().filter(over).all(|job| job.scope.delete),
+                bytes: jobs.iter().filter(over).any(|job| job.scope.bytes),
             };
+            let scope = if whole { tree } else { Scope::ENTRY };
             let mend = Mend {
                 // It was to be sent, perhaps.
                 resend: !whole,
@@ -381,12 +390,12 @@ impl<R: Remote> Pipeline<'_, R> {
             if status.code == code::NO_SUCH_FILE {
                 let dir = self.first_wrong(&path)?;
                 if dir != path || whole {
-                    self.scars.grow(dir.clone(), Scope::TREE, after);
+                    self.scars.grow(dir.clone(), tree, after);
                     grown.push(dir);
                     continue;
                 }
             }
-            let key = (path.clone(), depth);
+            let key = (path.clone(), scope.depth);
             if status.code == code::PERMISSION_DENIED
                 && self.open_above([&path].into_iter(), whole)?
             {
