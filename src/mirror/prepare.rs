@@ -309,8 +309,9 @@ fn is_ours(name: &[u8]) -> bool {
     matches!(name, b"." | b"..") || name == PRIVATE_DIR.as_bytes()
 }
 
-/// The entries of directories that were asked to be opened, side by side; none where that was refused.
-fn list_all<R: Remote, const N: usize>(
+/// The entries of directories that were asked to be opened, side by side; none where that was refused. Nothing else
+/// is under way.
+pub(super) fn list_all<R: Remote, const N: usize>(
     remote: &mut R,
     opened: [Reply; N],
 ) -> Result<[Vec<Name>; N], SessionError> {
@@ -358,7 +359,7 @@ fn list_all<R: Remote, const N: usize>(
 }
 
 /// Sends one request and waits for its reply; nothing else is under way here.
-fn ask<R: Remote>(remote: &mut R, request: Request) -> Result<Reply, SessionError> {
+pub(super) fn ask<R: Remote>(remote: &mut R, request: Request) -> Result<Reply, SessionError> {
     let ticket = remote.send(request);
     Ok(answers(remote, &[ticket])?.pop().unwrap_or(Reply::Ok))
 }

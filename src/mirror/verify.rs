@@ -10,6 +10,7 @@
 use super::errors::{BaseTrouble, MirrorError};
 use super::live::Live;
 use super::plan::{Place, Rules, is_dir};
+use super::prepare::ask;
 use super::repair::{Counts, Difference, Job, Repair, Report, Tools};
 use super::source::Source;
 use super::target;
@@ -159,15 +160,7 @@ fn has_got(live: &Live, head: u64, cancelled: &dyn Fn() -> bool) -> bool {
 
 /// Whether there is a directory to be compared.
 fn is_there(remote: &mut impl Remote, place: &Place) -> Result<(), MirrorError> {
-    let asked = remote.send(Request::Stat { path: place.base() });
-    let reply = loop {
-        remote.pump(Duration::from_secs(1), None)?;
-        match remote.reply() {
-            Some((ticket, reply)) if ticket == asked => break reply,
-            Some(_) | None => {}
-        }
-    };
-    let what = match reply {
+    let what = match ask(remote, Request::Stat { path: place.base() })? {
         Reply::Attrs(attrs) if is_dir(&attrs) => return Ok(()),
         Reply::Status(status) if status.code == code::NO_SUCH_FILE => BaseTrouble::Missing,
         Reply::Status(status) => BaseTrouble::Other(status),

@@ -5,6 +5,7 @@
 //! name tells its version, but it would lie there until the next session. When all is done nothing in the stage
 //! belongs to anybody: names of rows that are done are removed, and nothing else.
 
+use super::super::prepare;
 use super::*;
 
 impl<R: Remote> Pipeline<'_, R> {
@@ -16,23 +17,8 @@ impl<R: Remote> Pipeline<'_, R> {
         }
         self.sweeps = false;
         let path = self.setup.place.stage_dir();
-        let Reply::Handle(handle) = self.ask(Request::Opendir { path })? else {
-            return Ok(());
-        };
-        let mut left = Vec::new();
-        loop {
-            let handle = handle.clone();
-            match self.ask(Request::Readdir { handle })? {
-                Reply::Names(names) if !names.is_empty() => left.extend(names),
-                Reply::Ok
-                | Reply::Status(_)
-                | Reply::Handle(_)
-                | Reply::Data(_)
-                | Reply::Names(_)
-                | Reply::Attrs(_) => break,
-            }
-        }
-        self.remote.send(Request::Close { handle }); // nobody waits for that
+        let opened = self.ask(Request::Opendir { path })?;
+        let [left] = prepare::list_all(&mut self.remote, [opened])?;
         let left = left.iter().filter_map(|name| Staged::parse(&name.name));
         for staged in left.filter(|staged| staged.seq <= self.cursor) {
             let path = self.setup.place.staged(staged);
