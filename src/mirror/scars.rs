@@ -274,7 +274,7 @@ impl Scars {
 
     /// Whether they have to be repaired before there can be more.
     pub fn are_full(&self) -> bool {
-        self.open.len() >= FULL && self.due().len() >= FULL
+        self.open.len() >= FULL && self.due().nth(FULL - 1).is_some()
     }
 
     /// The first row that the mirror may lack for their sake.
@@ -494,19 +494,23 @@ impl Scars {
 
     /// Whether some are to be repaired now: the mirror is at `cursor`, the log at `head`.
     pub fn are_due(&mut self, cursor: Seq, head: Seq) -> bool {
-        if self.open.is_empty() || self.due().is_empty() {
+        if !self.has_due() {
             return false;
         }
         cursor >= *self.due_at.get_or_insert(head) || self.are_full()
     }
 
     /// Those that are to be repaired, in the order of their paths.
-    pub fn due(&self) -> Vec<&Mend> {
+    pub fn due(&self) -> impl Iterator<Item = &Mend> {
         let now = now_ms();
         let all = self.open.iter().filter_map(|key| self.all.get(key));
         all.map(|scar| &scar.mend)
-            .filter(|mend| mend.next_try.is_none_or(|at| at <= now))
-            .collect()
+            .filter(move |mend| mend.next_try.is_none_or(|at| at <= now))
+    }
+
+    /// Whether there are any.
+    pub fn has_due(&self) -> bool {
+        self.due().next().is_some()
     }
 
     /// Whether the entry at a path is to be repaired by itself, and its file sent whatever it looks like.

@@ -235,7 +235,7 @@ impl<R: Remote> Pipeline<'_, R> {
     /// What of the due ones is repaired next. Little ones first; of those that an administrator has asked for, and
     /// that take long, one. What is set aside at a path comes first there; what is set aside below is left alone.
     fn choose(&mut self) -> Result<(Vec<Job>, Vec<Vec<Key>>), MirrorError> {
-        let due: Vec<Mend> = self.scars.due().into_iter().take(FULL).cloned().collect();
+        let due: Vec<Mend> = self.scars.due().take(FULL).cloned().collect();
         let little = due.iter().any(|mend| mend.trust == Trust::Nothing);
         let mut chosen: BTreeMap<(bool, RelPath), (Job, Vec<Key>)> = BTreeMap::new();
         let mut comes = PathIndex::default();

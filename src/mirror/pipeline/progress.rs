@@ -135,7 +135,7 @@ impl<R: Remote> Pipeline<'_, R> {
             self.settled = self.cursor;
         }
         let first = self.window.front().map(|job| job.row.seq);
-        let at_rest = self.held.is_at_rest(first) & self.scars.due().is_empty();
+        let at_rest = self.held.is_at_rest(first) & !self.scars.has_due();
         if !self.scars.has_open() {
             self.setup.live.repaired();
         }

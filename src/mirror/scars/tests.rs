@@ -72,7 +72,7 @@ fn it_is_healed_when_the_mirror_has_passed_the_repair_and_nothing_came_meanwhile
         "recorded while it was at work"
     );
     scars.heal(12);
-    assert!(!scars.is_empty() && !scars.due().is_empty());
+    assert!(!scars.is_empty() && scars.has_due());
     scars.repaired(&key, 12, 12);
     scars.heal(12);
     assert!(scars.is_empty());
