@@ -128,8 +128,8 @@ impl Source {
         let mut open = vec![RelPath::root()];
         let mut found = 0;
         while let Some(directory) = open.pop() {
-            for (name, stat) in self.list(&directory)?.unwrap_or_default() {
-                let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+            for (name, kind) in self.kinds(&directory)?.unwrap_or_default() {
+                let is_directory = kind == FileType::Directory;
                 let Ok(path) = directory.join(&name) else {
                     continue;
                 };

@@ -9,7 +9,7 @@
 use crate::change::{NodeId, RelPath, Times, Timestamp};
 use crate::config::MaxDelete;
 use crate::exclude::Exclude;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, openat, statat};
+use rustix::fs::{AtFlags, CWD, DirEntry, FileType, Mode, OFlags, Stat, fstat, openat, statat};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io;
@@ -221,6 +221,30 @@ impl Source {
     /// # Errors
     /// The operating system's, but those that mean that it is not there.
     pub fn list(&self, path: &RelPath) -> io::Result<Option<Vec<Named>>> {
+        self.read(path, |at, entry| {
+            statat(at, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW)
+        })
+    }
+
+    /// The same where it is enough what each is: mostly the directory itself tells.
+    ///
+    /// # Errors
+    /// The operating system's, but those that mean that it is not there.
+    pub fn kinds(&self, path: &RelPath) -> io::Result<Option<Vec<Named<FileType>>>> {
+        self.read(path, |at, entry| match entry.file_type() {
+            FileType::Unknown => {
+                let stat = statat(at, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW)?;
+                Ok(FileType::from_raw_mode(stat.st_mode))
+            }
+            told => Ok(told),
+        })
+    }
+
+    fn read<T>(
+        &self,
+        path: &RelPath,
+        look: impl Fn(&OwnedFd, &DirEntry) -> Result<T, Errno>,
+    ) -> io::Result<Option<Vec<Named<T>>>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mut at = openat(&self.root, ".", flags, Mode::empty())?;
         let parts = path.as_bytes().split(|b| *b == b'/');
@@ -231,7 +255,7 @@ impl Source {
                 Err(why) => return Err(why.into()),
             };
         }
-        let mut all: Vec<Named> = Vec::new();
+        let mut all: Vec<Named<T>> = Vec::new();
         for entry in rustix::fs::Dir::read_from(&at)? {
             let entry = entry?;
             let name = entry.file_name().to_bytes();
@@ -239,8 +263,8 @@ impl Source {
             if ours || matches!(name, b"." | b"..") {
                 continue;
             }
-            match statat(&at, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(stat) => all.push((name.into(), stat)),
+            match look(&at, &entry) {
+                Ok(seen) => all.push((name.into(), seen)),
                 Err(Errno::NOENT) => {} // gone meanwhile
                 Err(why) => return Err(why.into()),
             }
@@ -265,8 +289,8 @@ impl Source {
     }
 }
 
-/// An entry of a directory: its name, and what it is like.
-pub type Named = (Box<[u8]>, Stat);
+/// An entry of a directory: its name, and what it is like, as far as it was looked at.
+pub type Named<T = Stat> = (Box<[u8]>, T);
 
 /// What the source has at a path.
 pub struct Entry {

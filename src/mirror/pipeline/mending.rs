@@ -7,6 +7,7 @@ use super::super::scars::{FULL, Key, scope_for};
 use super::*;
 use crate::change::{Depth, Scope};
 use crate::journal::{Mend, Trust, Walked};
+use rustix::fs::FileType;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
@@ -27,11 +28,9 @@ fn walked_part(source: &Source, upto: &RelPath) -> f64 {
     let (mut walked, mut share) = (0.0, 1.0);
     for (index, dir) in above.iter().enumerate() {
         let below = above.get(index + 1).unwrap_or(upto);
-        let names = source.list(dir).ok().flatten().unwrap_or_default();
-        let is_dir = |stat: &rustix::fs::Stat| {
-            rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Directory
-        };
-        let dirs: Vec<_> = names.iter().filter(|(_, stat)| is_dir(stat)).collect();
+        let names = source.kinds(dir).ok().flatten().unwrap_or_default();
+        let is_dir = |kind: &FileType| *kind == FileType::Directory;
+        let dirs: Vec<_> = names.iter().filter(|(_, kind)| is_dir(kind)).collect();
         let before = dirs
             .iter()
             .filter(|(name, _)| **name < *below.name())

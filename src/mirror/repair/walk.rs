@@ -3,6 +3,7 @@
 use super::compare::{Sort, sort_of};
 use super::listing::Read;
 use super::*;
+use rustix::fs::FileType;
 use std::cmp::Ordering;
 
 /// So far ahead it is looked for directories that can be read already.
@@ -31,12 +32,12 @@ impl<R: Remote> Repair<'_, R> {
         let mut at = walked.clone();
         let mut behind: Option<RelPath> = None;
         loop {
-            let list = self.tools.source.list(&at).map_err(source_error(&at))?;
-            for (name, stat) in list.unwrap_or_default() {
+            let list = self.tools.source.kinds(&at).map_err(source_error(&at))?;
+            for (name, kind) in list.unwrap_or_default() {
                 let Ok(path) = at.join(&name) else { continue };
                 let comes = behind.as_ref().is_none_or(|b| path.name() > b.name());
                 let excluded = || self.tools.source.excludes(&path, true);
-                if sort_of(&stat) == Sort::Directory && comes && !excluded() {
+                if kind == FileType::Directory && comes && !excluded() {
                     let fresh = false;
                     self.push_back(Dir {
                         id: 0,
