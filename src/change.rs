@@ -499,6 +499,22 @@ impl Change {
         std::iter::once(self.path()).chain(self.second_path())
     }
 
+    /// The inode whose bytes it is about; none: it is about no bytes.
+    pub fn node(&self) -> Option<&NodeId> {
+        match self {
+            Change::Content { node, .. } => Some(node),
+            Change::Mkdir { .. }
+            | Change::Rmdir { .. }
+            | Change::Unlink { .. }
+            | Change::Symlink { .. }
+            | Change::Link { .. }
+            | Change::Rename { .. }
+            | Change::Exchange { .. }
+            | Change::Attr { .. }
+            | Change::Repair { .. } => None,
+        }
+    }
+
     /// Whether what it does depends on what it finds (a move, a link, an exchange), so that it must
     /// not be done twice: rule J4.
     pub fn is_pivot(&self) -> bool {

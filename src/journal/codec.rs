@@ -245,23 +245,11 @@ pub(super) fn encode(change: &Change) -> Columns {
         }
         Change::Repair { scope, .. } => (REPAIR, Body::default().u8(scope_number(*scope))),
     };
-    let node = match change {
-        Change::Content { node, .. } => Some(node.0.to_vec()),
-        Change::Mkdir { .. }
-        | Change::Rmdir { .. }
-        | Change::Unlink { .. }
-        | Change::Symlink { .. }
-        | Change::Link { .. }
-        | Change::Rename { .. }
-        | Change::Exchange { .. }
-        | Change::Attr { .. }
-        | Change::Repair { .. } => None,
-    };
     Columns {
         kind,
         path: change.path().as_bytes().to_vec(),
         path2: change.second_path().map(|p| p.as_bytes().to_vec()),
-        node,
+        node: change.node().map(|node| node.0.to_vec()),
         body: body.0,
     }
 }

@@ -53,28 +53,13 @@ fn take<K: Eq + std::hash::Hash>(rows: &mut HashMap<K, VecDeque<Seq>>, key: &K, 
     }
 }
 
-fn node_of(change: &Change) -> Option<&NodeId> {
-    match change {
-        Change::Content { node, .. } => Some(node),
-        Change::Mkdir { .. }
-        | Change::Rmdir { .. }
-        | Change::Unlink { .. }
-        | Change::Symlink { .. }
-        | Change::Link { .. }
-        | Change::Rename { .. }
-        | Change::Exchange { .. }
-        | Change::Attr { .. }
-        | Change::Repair { .. } => None,
-    }
-}
-
 impl ByPath {
     /// A row has come into the window.
     pub(super) fn came(&mut self, row: &Row) {
         for path in row.change.paths() {
             put(&mut self.paths, path.clone(), row.seq);
         }
-        if let Some(node) = node_of(&row.change) {
+        if let Some(node) = row.change.node() {
             put(&mut self.nodes, node.clone(), row.seq);
         }
     }
@@ -84,7 +69,7 @@ impl ByPath {
         for path in row.change.paths() {
             take(&mut self.paths, path, row.seq);
         }
-        if let Some(node) = node_of(&row.change) {
+        if let Some(node) = row.change.node() {
             take(&mut self.nodes, node, row.seq);
         }
     }
