@@ -23,6 +23,15 @@ pub struct Rig {
 impl Rig {
     /// All of it running and the mirror connected.
     pub fn start(rtt: Duration) -> Rig {
+        let mut rig = Rig::new(rtt);
+        rig.daemon.start();
+        rig.daemon
+            .wait_for_mirror(MIRROR, |m| m["state"] == "synced");
+        rig
+    }
+
+    /// The same with a daemon that is yet to be started.
+    pub fn new(rtt: Duration) -> Rig {
         let sshd = Sshd::start();
         let relay = Relay::start(sshd.port(), rtt);
         let mut daemon = Daemon::new();
@@ -32,8 +41,6 @@ impl Rig {
             .replace("log_level = debug", "log_level = info");
         *daemon.ini_mut() = usual;
         daemon.write_ini();
-        daemon.start();
-        daemon.wait_for_mirror(MIRROR, |m| m["state"] == "synced");
         Rig {
             daemon,
             relay,

@@ -5,11 +5,8 @@
 //! end; the second is `proxyfs sync` at the command line. All through the line with its delay.
 
 use crate::Size;
-use crate::daemon::Daemon;
 use crate::opponents;
-use crate::relay::Relay;
 use crate::rig::{MIRROR, Rig, go_on, make_files};
-use crate::sshd::Sshd;
 use crate::table::{Goal, Table, median};
 use crate::tree::assert_same;
 use std::process::Command;
@@ -28,22 +25,9 @@ pub fn run(size: &Size, table: &mut Table) {
 
 /// A daemon that is yet to be started, with files in its source.
 fn rig(files: usize, length: usize) -> Rig {
-    let sshd = Sshd::start();
-    let relay = Relay::start(sshd.port(), RTT);
-    let mut daemon = Daemon::new();
-    daemon.add_mirror_at(MIRROR, &sshd, relay.port(), "");
-    let usual = daemon
-        .ini_mut()
-        .replace("log_level = debug", "log_level = info");
-    *daemon.ini_mut() = usual;
-    daemon.write_ini();
-    make_files(&daemon.source(), files, length);
-    Rig {
-        daemon,
-        relay,
-        sshd,
-        rtt: RTT,
-    }
+    let rig = Rig::new(RTT);
+    make_files(&rig.daemon.source(), files, length);
+    rig
 }
 
 fn fill(size: &Size, table: &mut Table) {
