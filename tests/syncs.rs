@@ -10,7 +10,7 @@ use super::support::tree::{assert_same, differences};
 use proxyfs::journal::Journal;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A tree with one of each, and odd names.
@@ -139,16 +139,21 @@ fn a_copy_made_by_other_means_is_compared_and_not_sent_again() {
     daemon.stop();
 }
 
+/// A daemon whose mirror is like its source, the source and the mirror; `*.tmp` is excluded.
+fn mirrored(sshd: &Sshd) -> (Daemon, PathBuf, PathBuf) {
+    let mut daemon = Daemon::with("exclude = *.tmp");
+    let www = daemon.source();
+    plant(&www);
+    add(&mut daemon, "m", sshd, &NEVER);
+    daemon.start();
+    everything_arrives(&daemon, sshd, &["m"]);
+    (daemon, www, base(sshd, "m"))
+}
+
 #[test]
 fn whatever_was_done_to_a_mirror_is_undone_by_a_sync() {
     for sshd in [Sshd::start(), Sshd::builder().ordinary_user().start()] {
-        let mut daemon = Daemon::with("exclude = *.tmp");
-        let www = daemon.source();
-        plant(&www);
-        add(&mut daemon, "m", &sshd, &NEVER);
-        daemon.start();
-        everything_arrives(&daemon, &sshd, &["m"]);
-        let mirror = base(&sshd, "m");
+        let (mut daemon, www, mirror) = mirrored(&sshd);
         fs::remove_dir_all(mirror.join("d/sub")).unwrap();
         fs::remove_file(mirror.join("link")).unwrap();
         symlink("elsewhere", mirror.join("link")).unwrap();
@@ -261,13 +266,7 @@ fn changes_go_on_while_a_mirror_is_synced() {
 #[test]
 fn a_comparison_tells_what_differs_and_changes_nothing() {
     for sshd in [Sshd::start(), Sshd::builder().ordinary_user().start()] {
-        let mut daemon = Daemon::with("exclude = *.tmp");
-        let www = daemon.source();
-        plant(&www);
-        add(&mut daemon, "m", &sshd, &NEVER);
-        daemon.start();
-        everything_arrives(&daemon, &sshd, &["m"]);
-        let mirror = base(&sshd, "m");
+        let (mut daemon, _, mirror) = mirrored(&sshd);
         let told = daemon.ok(&["verify", "m", "--checksum"]);
         assert!(told.starts_with("mirror m is like the source: "), "{told}");
         let (victim, gone) = (mirror.join("d/sub/deep/c"), mirror.join("d-x/a"));
