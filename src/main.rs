@@ -328,6 +328,7 @@ fn command(arguments: Arguments) -> Result<(), Failure> {
             add_mirror(&load()?, &wish, accept_key)
         }
         Command::RemoveMirror { name, yes } => remove_mirror(&load()?, &name, yes),
+        Command::Rebuild { yes } => rebuild(&load()?, yes),
         Command::Doctor { name } => doctor(&load()?, name.as_deref()),
     }
 }
@@ -443,6 +444,34 @@ fn remove_mirror(config: &Config, name: &str, yes: bool) -> Result<(), Failure> 
         print(&format!("mirror {name} removed\n"))?;
     }
     print("what is on it stays as it is\n")
+}
+
+fn rebuild(config: &Config, yes: bool) -> Result<(), Failure> {
+    let rebuild = daemon::Rebuild::prepare(config).map_err(Failure::new)?;
+    let names: Vec<&str> = config.mirrors.iter().map(|m| m.name.as_str()).collect();
+    let mirrors = match &names[..] {
+        [] => "There are no mirrors that it would forget anything of.".to_string(),
+        names => format!(
+            "What it knows of the mirrors is forgotten: each ({}) is compared with the whole source, and what differs \
+             is sent. What only a mirror has stays there, also what was deleted here and not yet there.",
+            names.join(", ")
+        ),
+    };
+    print(&format!(
+        "A new journal takes the place of the one in {}, which is kept under another name.\n{mirrors}\n",
+        config.state_dir.display()
+    ))?;
+    if !yes && !confirm("Begin a new journal?", "--yes") {
+        return Err(Failure::new("nothing was changed"));
+    }
+    let kept = rebuild.carry_out().map_err(Failure::new)?;
+    if let Some(kept) = kept {
+        let kept = kept.display();
+        print(&format!("the journal that was there is {kept} now\n"))?;
+    }
+    print(
+        "start the daemon: `proxyfs run` or its service; `proxyfs status` tells how far each mirror is\n",
+    )
 }
 
 /// Checks this host and the mirrors, or one mirror.

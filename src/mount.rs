@@ -16,7 +16,7 @@
 
 mod answers;
 mod filesystem;
-mod mountinfo;
+pub mod mountinfo;
 mod notices;
 mod passthrough;
 

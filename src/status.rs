@@ -24,6 +24,8 @@ pub struct Status {
     pub pid: Option<u32>,
     /// Whether the mount refuses changes because they cannot be recorded (J6).
     pub read_only: bool,
+    /// Why it does; none: it does not, or the daemon is an older one.
+    pub read_only_reason: Option<String>,
     /// Sequence number of the last change in the log; 0: there is none.
     pub last_seq: u64,
     /// Size of the log on disk in bytes.
@@ -299,6 +301,7 @@ impl Status {
             "mount_point": self.mount_point,
             "pid": self.pid,
             "read_only": self.read_only,
+            "read_only_reason": self.read_only_reason,
             "log": {"last_seq": self.last_seq, "bytes": self.log_bytes},
             "scan": self.scan.map(ScanStatus::to_json),
             "mirrors": self.mirrors.iter().map(|m| m.to_json(self.pid.is_some())).collect::<Vec<_>>(),
@@ -327,6 +330,7 @@ impl Status {
             mount_point: fields.text("mount_point")?,
             pid: fields.maybe_number("pid")?,
             read_only: fields.get("read_only")?.as_bool().ok_or(bad("read_only"))?,
+            read_only_reason: fields.maybe_text("read_only_reason")?,
             last_seq: log.number("last_seq")?,
             log_bytes: log.number("bytes")?,
             scan: fields

@@ -25,7 +25,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// The status of a running daemon.
 pub(super) fn status(shared: &Shared) -> Result<Status, String> {
-    let reader = shared.journal.reader().map_err(|e| e.to_string())?;
     let config = shared.config().clone();
     let mut mirrors = Vec::new();
     for mirror in &config.mirrors {
@@ -34,7 +33,7 @@ pub(super) fn status(shared: &Shared) -> Result<Status, String> {
             .with(&mirror.name, |w| Arc::clone(&w.live))
             .ok();
         let now = live.as_ref().map(|live| live.now());
-        let mut status = mirror_status(mirror, &reader, now.as_ref())?;
+        let mut status = mirror_status(mirror, &shared.journal.at_hand(), now.as_ref())?;
         if let Some(live) = live {
             status.totals = shared.tally().count(&mirror.name, &live);
         }
@@ -48,11 +47,13 @@ pub(super) fn status(shared: &Shared) -> Result<Status, String> {
             .iter_mut()
             .for_each(|m| m.unsupported.push(words.clone()));
     }
+    let closed = shared.local.read_only_reason();
     Ok(Status {
         source: config.source.display().to_string(),
         mount_point: config.mount_point.display().to_string(),
         pid: Some(std::process::id()),
-        read_only: shared.local.is_read_only(),
+        read_only: closed.is_some(),
+        read_only_reason: closed.map(|why| why.0),
         last_seq: shared.journal.head(),
         log_bytes: shared.journal.disk_bytes(),
         scan: Some(scan_status(shared)),
@@ -90,6 +91,7 @@ pub(super) fn offline_status(config: &Config) -> Result<Status, String> {
         mount_point: config.mount_point.display().to_string(),
         pid: None,
         read_only: false,
+        read_only_reason: None,
         last_seq: reader.head().map_err(|e| e.to_string())?,
         log_bytes: length(&file) + length(&file.with_extension("db-wal")),
         scan: None,
@@ -335,8 +337,7 @@ fn list_tasks(
 
 /// Why a change up to `target` is parked, if one is.
 fn parked_before(shared: &Shared, name: &str, target: u64) -> Result<Option<String>, String> {
-    let reader = shared.journal.reader().map_err(|e| e.to_string())?;
-    first_parked(name, target, &reader)
+    first_parked(name, target, &shared.journal.at_hand())
 }
 
 fn first_parked(name: &str, target: u64, reader: &Reader) -> Result<Option<String>, String> {

@@ -20,19 +20,15 @@ pub(super) fn sight(shared: &Shared, told: &Told) -> Sight {
     let closed = shared.local.read_only_reason();
     whole(Kind::ReadOnly, closed.map(|why| why.to_string()));
     whole(Kind::Journal, shared.untidy());
-    let reader = shared.journal.reader();
     for mirror in &config.mirrors {
         let Ok(now) = shared.workers.with(&mirror.name, |w| w.live.now()) else {
             sight.mirrors.push(line(mirror, "not at work".to_string()));
             continue;
         };
-        let looked = reader.as_ref().ok().map(|reader| {
-            let upto = told.get(&mirror.name).copied().unwrap_or(0);
-            look_into(reader, &mirror.name, upto)
-        });
-        let (backlog, refusals) = match looked {
-            Some(Ok((backlog, refusals))) => (Some(backlog), Some(refusals)),
-            Some(Err(_)) | None => (None, None), // then the log is closed, or soon will be
+        let upto = told.get(&mirror.name).copied().unwrap_or(0);
+        let (backlog, refusals) = match look_into(&shared.journal.at_hand(), &mirror.name, upto) {
+            Ok((backlog, refusals)) => (Some(backlog), Some(refusals)),
+            Err(_) => (None, None), // then the log is closed, or soon will be
         };
         let topics = topics(&now, backlog, refusals, config.mail.alert_after);
         let named =

@@ -207,7 +207,7 @@ pub struct Backlog {
 /// Reads the journal: in the daemon, or without one.
 pub struct Reader {
     file: PathBuf,
-    db: Connection,
+    pub(super) db: Connection,
 }
 
 impl Reader {
@@ -260,7 +260,7 @@ impl Reader {
             .map_err(|why| self.sql(why))
     }
 
-    fn sql(&self, why: rusqlite::Error) -> JournalError {
+    pub(super) fn sql(&self, why: rusqlite::Error) -> JournalError {
         JournalError::Sqlite {
             file: self.file.clone(),
             why,

@@ -278,14 +278,7 @@ impl Source {
     /// # Errors
     /// The operating system's.
     pub fn is_empty(&self) -> io::Result<bool> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = openat(&self.root, ".", flags, Mode::empty())?;
-        for entry in rustix::fs::Dir::new(root)? {
-            if !matches!(entry?.file_name().to_bytes(), b"." | b".." | b".proxyfs") {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        crate::local::holds_only(&self.root, &[])
     }
 }
 

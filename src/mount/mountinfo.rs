@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountEntry {
+    /// The mount's number, as descriptors show it (`mnt_id` of proc_pid_fdinfo(5)).
+    pub id: u64,
     /// Device number of the file system: `major:minor`.
     pub device: String,
     /// Where it is mounted.
@@ -35,7 +37,11 @@ pub fn has_device(device: &str) -> io::Result<bool> {
     Ok(read()?.iter().any(|entry| entry.device == device))
 }
 
-fn read() -> io::Result<Vec<MountEntry>> {
+/// All that is mounted, the older first.
+///
+/// # Errors
+/// /proc is not there.
+pub fn read() -> io::Result<Vec<MountEntry>> {
     let text = std::fs::read("/proc/self/mountinfo")?;
     Ok(text.split(|b| *b == b'\n').filter_map(parse).collect())
 }
@@ -43,10 +49,12 @@ fn read() -> io::Result<Vec<MountEntry>> {
 /// A line: `36 35 98:0 /root /mnt rw,noatime shared:1 - ext3 /dev/sda1 rw`. None for what is no such line.
 fn parse(line: &[u8]) -> Option<MountEntry> {
     let mut fields = line.split(|b| *b == b' ');
-    let device = fields.nth(2)?;
+    let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let device = fields.nth(1)?;
     let mount_point = fields.nth(1)?;
     let fs_type = fields.skip_while(|field| *field != b"-").nth(1)?;
     Some(MountEntry {
+        id,
         device: String::from_utf8_lossy(device).into_owned(),
         mount_point: PathBuf::from(unescape(mount_point)),
         fs_type: String::from_utf8_lossy(fs_type).into_owned(),
@@ -85,6 +93,7 @@ mod tests {
         let line =
             br"36 35 0:52 / /srv/my\040www rw,relatime shared:1 master:2 - fuse.proxyfs proxyfs rw";
         let expected = MountEntry {
+            id: 36,
             device: "0:52".into(),
             mount_point: "/srv/my www".into(),
             fs_type: "fuse.proxyfs".into(),

@@ -124,9 +124,13 @@ impl Page {
         );
         self.line("log       ", &log, Colour::None);
         if status.read_only {
-            let text = "READ-ONLY: changes cannot be recorded, so the mount refuses them. Is the disk of \
-                        state_dir full? Make room there; it goes on by itself then.";
-            for part in wrap(text, self.look.width) {
+            let why = status.read_only_reason.as_deref();
+            let text = format!(
+                "READ-ONLY: the mount refuses changes, since they cannot be recorded: {}. It goes on by itself when \
+                 they can.",
+                visible(why.unwrap_or("is the disk of state_dir full?"))
+            );
+            for part in wrap(&text, self.look.width) {
                 self.line("", &part, Colour::Red);
             }
         }

@@ -8,6 +8,7 @@ fn full() -> Status {
         mount_point: "/srv/www".into(),
         pid: Some(4711),
         read_only: true,
+        read_only_reason: Some("journal.db: the disk is full".into()),
         last_seq: 99,
         log_bytes: 4096,
         scan: Some(ScanStatus {
@@ -107,7 +108,7 @@ fn no_field_of_the_json_is_ever_renamed() {
     };
     assert_eq!(
         keys(&json),
-        "alarms log mail mirrors mount_point pid read_only scan source"
+        "alarms log mail mirrors mount_point pid read_only read_only_reason scan source"
     );
     assert_eq!(
         keys(&json["scan"]),
