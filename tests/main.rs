@@ -17,6 +17,7 @@ mod excluded;
 mod full_disks;
 mod hostile;
 mod kills;
+mod late;
 mod mails;
 mod markers;
 mod mass_deletion;
