@@ -13,6 +13,7 @@
 pub mod clock;
 mod covers;
 pub mod errors;
+mod fence;
 mod ghosts;
 pub mod guard;
 mod held;
@@ -20,6 +21,7 @@ pub mod inbox;
 pub mod live;
 mod marker;
 pub mod pipeline;
+mod place;
 pub mod plan;
 pub mod prepare;
 mod related;
@@ -395,8 +397,12 @@ impl Life {
             atomic: plan::Wish::of(self.config.atomic_updates),
             ..plan::Rules::default()
         };
-        let prepare::Prepared { rules, kept, fresh } =
-            prepare::prepare_asked(&mut remote, &asked, &place, &known, wanted)?;
+        let prepare::Prepared {
+            place,
+            rules,
+            kept,
+            fresh,
+        } = prepare::prepare_asked(&mut remote, &asked, &place, &known, wanted)?;
         if position.sync.is_some() && fresh || position.lacks > 0 {
             log::info!("mirror {name}: all of it is made like the source");
             // One that fell out of the log has kept what was removed here since.

@@ -18,6 +18,7 @@ mod full_disks;
 mod hostile;
 mod journal_trouble;
 mod kills;
+mod late;
 mod mails;
 mod markers;
 mod mass_deletion;

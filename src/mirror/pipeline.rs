@@ -40,7 +40,7 @@ use super::marker::{Marker, Renewal};
 use super::plan::{self, Place, Publish, Rules, Staging, Verdict};
 use super::related::PathIndex;
 use super::repair::{self, Counts};
-use super::resume::{Kept, Memory, Staged};
+use super::resume::{Kept, Left, Memory, Staged};
 use super::scars::Scars;
 use super::settle::Settle;
 use super::source::Source;
@@ -50,7 +50,7 @@ use crate::journal::{Journal, Progress, Reader, Row, SOURCE_ID, now_ms};
 use crate::sftp::lanes::{FAR, MOST_LANES};
 use crate::sftp::{Attrs, OpenMode, Remote, Reply, Request, Status, Ticket, code};
 use std::cell::RefCell;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 mod aside;
@@ -66,6 +66,7 @@ mod publishing;
 mod staging;
 mod sweeping;
 mod trouble;
+mod way;
 
 use fates::{ByPath, Fate};
 use job::{Job, Stage, Step};
@@ -204,6 +205,12 @@ pub struct Pipeline<'a, R: Remote> {
     scars: Scars,
     /// Nothing is sent any more, since a repair is to be made.
     repairing: bool,
+    /// Something was taken for absent since the session's way in was last seen.
+    doubted: bool,
+    /// Rows up to here were sent by an earlier session.
+    inherited: Seq,
+    /// Files that such a session may have open in the stage.
+    resumed: HashSet<NodeId>,
     /// What was heard while a repair was under way.
     heard: VecDeque<Notice>,
     /// The last number that a repair has made a file ready under.
@@ -283,6 +290,9 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             held,
             scars,
             repairing: false,
+            doubted: false,
+            inherited: position.sent_upto,
+            resumed: HashSet::new(),
             heard: VecDeque::new(),
             repair_number: repair::NUMBERS,
             linked: HashMap::new(),
@@ -305,8 +315,8 @@ impl<'a, R: Remote> Pipeline<'a, R> {
     /// What is done by then is noted.
     pub fn run(&mut self) -> Result<Ended, MirrorError> {
         let ended = self.work();
-        // What has been done is done, however the session ended.
-        let noted = self.record();
+        // What has been done is done, however the session ended. (To ask now might take long.)
+        let noted = if self.doubted { Ok(()) } else { self.record() };
         self.remember();
         let ended = ended?;
         noted?;
@@ -438,6 +448,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
                     | Reply::Attrs(_) => None,
                 };
                 if let Some(status) = &status {
+                    self.doubted |= status.code == code::NO_SUCH_FILE;
                     let name = self.setup.name;
                     log::debug!(
                         "mirror {name}: a directory's time was not set ({index}): {status}"

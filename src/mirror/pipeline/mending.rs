@@ -182,7 +182,13 @@ impl<R: Remote> Pipeline<'_, R> {
         if jobs.is_empty() {
             return Ok(());
         }
-        let mut report = self.run_slice(&jobs, before)?;
+        self.doubted = true;
+        self.see_way()?;
+        let ran = self.run_slice(&jobs, before);
+        // What it has seen, and not seen, holds only if it was there.
+        self.doubted = true;
+        self.see_way()?;
+        let mut report = ran?;
         self.repair_number = report.number;
         self.linked = std::mem::take(&mut report.linked);
         let touched = std::mem::take(&mut report.touched);

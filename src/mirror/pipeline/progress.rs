@@ -25,6 +25,7 @@ impl<R: Remote> Pipeline<'_, R> {
 
     /// Notes in the journal what is done.
     pub(super) fn record(&mut self) -> Result<(), MirrorError> {
+        self.see_way()?;
         let mut done = None;
         let (mut parked, mut unparked) = (Vec::new(), Vec::new());
         while self.unrecorded() {

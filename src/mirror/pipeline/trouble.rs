@@ -28,6 +28,7 @@ impl<R: Remote> Pipeline<'_, R> {
         let Some(seq) = self.trouble.take() else {
             return Ok(());
         };
+        self.see_way()?;
         match self.deal_with(seq) {
             Err(MirrorError::Refused { status, .. }) => self.refused(seq, status)?,
             done => done?,
@@ -149,6 +150,8 @@ impl<R: Remote> Pipeline<'_, R> {
             self.remote.pump(Duration::from_secs(1), None)?;
             while let Some((ticket, reply)) = self.remote.reply() {
                 if ticket == asked {
+                    let absent = |why: &Status| why.code == code::NO_SUCH_FILE;
+                    self.doubted |= matches!(&reply, Reply::Status(why) if absent(why));
                     return Ok(reply);
                 }
                 self.take(ticket, reply)?;
