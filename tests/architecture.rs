@@ -23,7 +23,8 @@ const CRATES: [(&str, &[&str]); 4] = [
 const WALLS: [(&str, &str); 2] = [("local", "mirror"), ("sftp", "journal")];
 
 /// Who may import `daemon`.
-const DAEMON_USERS: [&str; 2] = ["main", "daemon"];
+/// (`asking` and `syncing` are parts of `main`.)
+const DAEMON_USERS: [&str; 3] = ["main", "asking", "daemon"];
 
 /// A word or a sign of the code, and its line.
 #[derive(Debug, PartialEq)]

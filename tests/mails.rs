@@ -7,6 +7,7 @@ use super::support::mounts::wait_until;
 use super::support::relay::Port;
 use super::support::smtpd::{LOGIN, Smtpd, Wants};
 use super::support::sshd::{Sshd, ids_of};
+use proxyfs::journal::Journal;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -262,7 +263,7 @@ fn a_mirror_out_of_reach_or_behind_is_mailed_after_a_while() {
     holds(
         &body,
         &[
-            "are still to be sent; the oldest is ",
+            " still to be sent; the oldest is ",
             "to do: see `proxyfs status`",
         ],
     );
@@ -511,4 +512,142 @@ fn a_log_that_cannot_be_written_is_mailed_though_the_mail_cannot_be_kept() {
     daemon.stop();
     drop(daemon);
     assert_eq!(smtpd.mails().len(), 2);
+}
+
+#[test]
+fn a_worker_that_died_is_started_again_and_mailed_once() {
+    let smtpd = Smtpd::start(Wants::Nothing);
+    let sshd = Sshd::start();
+    let mut daemon = Daemon::new();
+    add(&mut daemon, "m", &sshd, &[]);
+    mail(&mut daemon, &smtpd, "");
+    let dies = daemon.lets_die_at("journal.advance");
+    daemon.start();
+    for name in ["one", "two"] {
+        fs::write(&dies, "").unwrap();
+        fs::write(daemon.source().join(name), "bytes").unwrap();
+        wait_until("the worker dies", || !dies.exists());
+        everything_arrives(&daemon, &sshd, &["m"]);
+    }
+    let (subject, body) = smtpd.wait_for(1);
+    assert!(
+        subject.ends_with("the worker of mirror m died"),
+        "{subject}"
+    );
+    holds(
+        &body,
+        &[
+            "reason: its thread ended by itself: see the daemon's log",
+            "to do: it was started again by itself, and nothing is lost; please report this bug",
+        ],
+    );
+    holds(
+        &daemon.log(),
+        &[
+            "a bug: thread mirror m panicked at src/fault.rs",
+            "mirror m: its worker has died (a bug)",
+        ],
+    );
+    daemon.stop();
+    assert_eq!(smtpd.mails().len(), 1);
+}
+
+/// Aborts the connection of the mount to the kernel, as a person or a script may.
+fn abort(at: &Path) {
+    let connections = tempfile::tempdir().unwrap();
+    mount(
+        "none",
+        connections.path(),
+        "fusectl",
+        MountFlags::empty(),
+        None,
+    )
+    .unwrap();
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let part = format!(" {} ", at.display());
+    let line = mounts.lines().rfind(|l| l.contains(&part)).unwrap();
+    let device = line.split_whitespace().nth(2).unwrap();
+    let minor = device.split_once(':').unwrap().1;
+    let written = fs::write(connections.path().join(minor).join("abort"), "1");
+    unmount(connections.path(), UnmountFlags::DETACH).unwrap();
+    written.unwrap();
+}
+
+#[test]
+fn a_mount_that_is_taken_away_is_mailed_before_the_daemon_ends() {
+    for by_abort in [false, true] {
+        let smtpd = Smtpd::start(Wants::Nothing);
+        let mut daemon = Daemon::new();
+        mail(&mut daemon, &smtpd, "");
+        daemon.start();
+        fs::write(daemon.source().join("file"), "bytes").unwrap();
+        match by_abort {
+            true => abort(&daemon.source()),
+            false => unmount(daemon.source(), UnmountFlags::DETACH).unwrap(),
+        }
+        let (subject, body) = smtpd.wait_for(1);
+        assert!(
+            subject.ends_with("the mount was taken away, and the daemon has ended"),
+            "{subject}"
+        );
+        holds(
+            &body,
+            &[
+                &format!(
+                    "reason: {} was unmounted, not by the daemon",
+                    daemon.source().display()
+                ),
+                "to do: find out who unmounted it, and start the daemon again",
+            ],
+        );
+        daemon.ends();
+        holds(&daemon.log(), &["was unmounted: stopping"]);
+        daemon.start();
+        assert!(daemon.source().join("file").exists());
+        daemon.stop();
+        assert_eq!(smtpd.mails().len(), 1);
+    }
+}
+
+#[test]
+fn a_mirror_that_fell_out_of_the_log_is_mailed_with_what_to_do() {
+    let smtpd = Smtpd::start(Wants::Nothing);
+    let mut sshd = Sshd::start();
+    let mut daemon = Daemon::new();
+    add(&mut daemon, "m", &sshd, &[]);
+    mail(&mut daemon, &smtpd, "");
+    daemon.start();
+    fs::write(daemon.source().join("first"), "bytes").unwrap();
+    daemon.wait();
+    sshd.stop();
+    for n in 0..9 {
+        fs::write(daemon.source().join("second"), n.to_string()).unwrap();
+    }
+    daemon.stop();
+    // As when the log has outgrown log_limit.
+    let journal = Journal::open(&daemon.file("state")).unwrap();
+    journal.cover(journal.head());
+    journal.maintain().unwrap();
+    assert!(journal.mirror("m").unwrap().lacks > 0);
+    drop(journal);
+    daemon.start();
+    let (subject, body) = smtpd.wait_for(1);
+    assert!(subject.ends_with("mirror m needs a sync"), "{subject}");
+    let words = "its changes were dropped from the log, which would have outgrown log_limit";
+    holds(&body, &["reason: it was out of reach", words, "to do: "]);
+    let both = |m: &serde_json::Value| {
+        let error = m["last_error"].as_str().unwrap_or_default();
+        error.contains("refuses the connection") && error.contains(words)
+    };
+    daemon.wait_for_mirror("m", both);
+    sshd.restart();
+    everything_arrives(&daemon, &sshd, &["m"]);
+    let (subject, _) = smtpd.wait_for(2);
+    assert!(
+        subject.ends_with("mirror m needs no sync any more"),
+        "{subject}"
+    );
+    let mirror = daemon.mirror("m");
+    assert_eq!(mirror["last_error"], serde_json::Value::Null, "{mirror:#}");
+    daemon.stop();
 }

@@ -1,6 +1,7 @@
 //! What is told of the daemon: status, tasks, and when everything is there.
 
 use super::Shared;
+use super::watch::DROPPED;
 use super::workers::unknown_mirror;
 use crate::alarm::{self, Alarm, Report};
 use crate::config::{Config, MirrorConfig};
@@ -132,6 +133,8 @@ fn mirror_status(
         None => Backlog::default(),
     };
     let paused = position.as_ref().is_some_and(|p| p.paused);
+    let begun = live.is_some_and(|l| l.repair.as_ref().is_some_and(|r| r.running));
+    let dropped = position.as_ref().is_some_and(|p| p.lacks > 0) && !begun;
     let offline = if paused {
         MirrorState::Paused
     } else {
@@ -181,7 +184,12 @@ fn mirror_status(
             Some(live) => live.last_error.clone(),
             None => position.and_then(|p| p.last_error),
         }
-        .or(parked),
+        .or(parked)
+        .map(|why| match dropped {
+            true => format!("{why}; and {DROPPED}"),
+            false => why,
+        })
+        .or(dropped.then(|| DROPPED.to_string())),
         retry_in_seconds: live
             .and_then(|l| l.retry_at)
             .map(|at| at.saturating_duration_since(Instant::now()).as_secs())
