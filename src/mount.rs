@@ -395,10 +395,12 @@ pub fn clear_stale(mount_point: &Path) -> Result<bool, MountError> {
             return Ok(cleared);
         }
         // The kernel may still know the attributes; an opendir() asks the daemon.
-        let dead = std::fs::read_dir(&mount_point)
-            .is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN));
-        if !dead {
-            return Ok(cleared);
+        let asked = std::fs::read_dir(&mount_point);
+        match asked.err().and_then(|e| e.raw_os_error()) {
+            Some(libc::ENOTCONN) => {}
+            // It died while it was asked.
+            Some(libc::ECONNABORTED) => continue,
+            _ => return Ok(cleared),
         }
         detach(&mount_point)?;
         cleared = true;
