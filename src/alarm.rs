@@ -25,7 +25,7 @@ mod start;
 pub use book::{Failure, Item, Kind, MOST_ITEMS, MirrorLine, Refusals, Seen, Sight, Told, Topic};
 pub use letter::utc;
 pub use post::{host_name, is_address, way};
-pub use start::not_started;
+pub use start::{left, not_started};
 
 use crate::config::{Config, MailConfig};
 use crate::journal::{Journal, now_ms};

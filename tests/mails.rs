@@ -457,14 +457,58 @@ fn a_daemon_that_does_not_start_says_so_once_and_that_it_has_started() {
             "to do: ",
         ],
     );
+    // Who looks is told too.
+    let why = "is its disk not mounted? Mount it and start again";
+    let shown = daemon
+        .ok(&["status"])
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ");
+    holds(
+        &shown,
+        &["NOT RUNNING", "WRONG: it does not start, for ", why],
+    );
+    let checked = daemon.run(&["check"]);
+    let checked = String::from_utf8(checked.stdout).unwrap();
+    holds(&checked, &["CRITICAL - the daemon does not start: ", why]);
     fs::rename(&away, &id).unwrap();
     daemon.start();
     let (subject, _) = smtpd.wait_for(2);
     assert!(subject.ends_with("the daemon has started"), "{subject}");
+    assert_eq!(daemon.status()["alarms"], serde_json::json!([]));
     daemon.stop();
     daemon.start();
     daemon.stop();
     assert_eq!(smtpd.mails().len(), 2);
+}
+
+#[test]
+fn a_hook_is_told_that_the_daemon_does_not_start_though_no_mail_gets_away() {
+    let mut smtpd = Smtpd::new(Wants::Nothing);
+    let mut daemon = Daemon::new();
+    mail(&mut daemon, &smtpd, "");
+    let (program, told) = (daemon.file("hook"), daemon.file("told"));
+    let script = format!("#!/bin/sh\necho $PROXYFS_EVENT >> {}\n", told.display());
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    let line = format!("\non_event = {}\nmount_point", program.display());
+    *daemon.ini_mut() = daemon.ini_mut().replacen("\nmount_point", &line, 1);
+    daemon.write_ini();
+    daemon.start();
+    daemon.stop();
+    fs::remove_dir_all(daemon.source().join(".proxyfs")).unwrap();
+    for n in 0..4 {
+        if n == 2 {
+            smtpd.run();
+        }
+        assert_eq!(daemon.run(&["run"]).status.code(), Some(1));
+        assert_eq!(
+            fs::read_to_string(&told).unwrap(),
+            "not-started\n",
+            "try {n}"
+        );
+    }
+    assert_eq!(smtpd.mails().len(), 1);
 }
 
 /// A file system of its own, gone when dropped.

@@ -96,7 +96,21 @@ pub(super) fn offline_status(config: &Config) -> Result<Status, String> {
         scan: None,
         mirrors: mirrors.collect::<Result<_, _>>()?,
         mail: mail_status(&told),
-        alarms: alarms_status(told),
+        alarms: alarms_status(told)
+            .into_iter()
+            .chain(not_started(config))
+            .collect(),
+    })
+}
+
+/// Why there is no daemon, if it was started in vain.
+fn not_started(config: &Config) -> Option<AlarmStatus> {
+    let (since, reason) = alarm::left(&config.state_dir)?;
+    Some(AlarmStatus {
+        kind: alarm::Kind::NotStarted.name().to_string(),
+        mirror: None,
+        seconds: age(since),
+        reason,
     })
 }
 

@@ -4,7 +4,7 @@
 //! (<https://www.monitoring-plugins.org/doc/guidelines.html>). The exit code is that of [`Level`]. Whatever keeps the
 //! answer from being known is no "OK".
 
-use super::show::{bytes, count, duration, visible};
+use super::show::{bytes, changes, count, duration, visible};
 use super::{MirrorState, MirrorStatus, Status};
 use std::fmt::Write;
 
@@ -68,7 +68,10 @@ pub fn check(
     match status.pid {
         None => wrong.push((
             Level::Critical,
-            "the daemon is not running: start it".to_string(),
+            match status.alarms.iter().find(|a| a.kind == "not-started") {
+                Some(alarm) => format!("the daemon does not start: {}", alarm.reason),
+                None => "the daemon is not running: start it".to_string(),
+            },
         )),
         Some(_) if status.read_only => wrong.push((
             Level::Critical,
@@ -147,7 +150,7 @@ fn judge(m: &MirrorStatus, up: bool, bad: &Thresholds, wrong: &mut Vec<(Level, S
         };
         wrong.push((
             Level::Warning,
-            format!("mirror {name} refuses {} changes{why}", count(m.parked_ops)),
+            format!("mirror {name} refuses {}{why}", changes(m.parked_ops)),
         ));
     }
     let level = |value: u64, warning: Option<u64>, critical: Option<u64>| {
