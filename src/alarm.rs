@@ -13,6 +13,7 @@
 //! * *The journal's disk is full* (which is what is to be told): a book that cannot be saved is mailed from
 //!   all the same, and saved when it can be.
 //! * *A mail server or a hook that hangs*: each has a thread of its own and a time limit.
+//! * *A bug that ends one of these threads*: it goes on after a rest.
 //! * *The daemon ends*: what is to be told gets one more try, for a short time; then it waits for the next start.
 
 mod book;
@@ -31,6 +32,7 @@ use crate::config::{Config, MailConfig};
 use crate::journal::{Journal, now_ms};
 use book::{Book, Rules};
 use letter::Origin;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -43,6 +45,9 @@ pub const BOOK: &str = "alarms";
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The pause before a mail is tried again: at first, and at most (ms).
 const RETRY: (i64, i64) = (5_000, 15 * 60_000);
+
+/// How long a thread that died of a bug rests before it goes on.
+const AFTER_A_BUG: Duration = Duration::from_secs(2);
 
 /// What there is to see: called once a second with what has been told of refusals.
 pub type Look = Box<dyn FnMut(&Told) -> Sight + Send>;
@@ -177,7 +182,8 @@ impl Alarm {
             // Were it still there, it would be told again that it is over.
             let _ = std::fs::remove_file(told);
         }
-        alarm.spawn("alarm", move |shared| shared.watch(look))?;
+        let mut look = look;
+        alarm.spawn("alarm", move |shared| shared.watch(&mut look))?;
         alarm.spawn("mail", Shared::mail)?;
         alarm.spawn("hooks", Shared::run_hooks)?;
         Ok(alarm)
@@ -186,13 +192,19 @@ impl Alarm {
     fn spawn(
         &self,
         name: &'static str,
-        work: impl FnOnce(&Shared) + Send + 'static,
+        mut work: impl FnMut(&Shared) + Send + 'static,
     ) -> Result<(), String> {
         let shared = Arc::clone(&self.shared);
         let thread = std::thread::Builder::new().name(name.to_string());
-        let thread = thread
-            .spawn(move || work(&shared))
-            .map_err(|e| e.to_string())?;
+        // A bug here must not be what nobody is told of from then on.
+        let again = move || {
+            while catch_unwind(AssertUnwindSafe(|| work(&shared))).is_err() {
+                if shared.rest(AFTER_A_BUG) {
+                    return;
+                }
+            }
+        };
+        let thread = thread.spawn(again).map_err(|e| e.to_string())?;
         lock(&self.threads).push((name, thread));
         Ok(())
     }
@@ -269,7 +281,7 @@ impl Shared {
         *waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
-    fn watch(&self, mut look: Look) {
+    fn watch(&self, look: &mut Look) {
         loop {
             let told = lock(&self.book).told();
             let sight = look(&told);

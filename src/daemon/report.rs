@@ -174,6 +174,7 @@ fn mirror_status(
         user: mirror.user.clone(),
         path: mirror.path.clone(),
         state,
+        held: live.is_some_and(|l| l.held),
         pending_ops: backlog.ops,
         pending_bytes: backlog.bytes,
         parked_ops: backlog.parked,

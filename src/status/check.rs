@@ -139,6 +139,10 @@ fn judge(m: &MirrorStatus, up: bool, bad: &Thresholds, wrong: &mut Vec<(Level, S
                 format!("mirror {name} cannot be reached{}", why()),
             ));
         }
+        MirrorState::Paused if m.held => {
+            let what = format!("mirror {name} is held before a mass deletion{}", why());
+            wrong.push((Level::Critical, what));
+        }
         MirrorState::Paused => wrong.push((Level::Warning, format!("mirror {name} is paused"))),
         MirrorState::Synced | MirrorState::Syncing => {}
     }

@@ -56,6 +56,10 @@ pub(super) fn advice(mirror: &MirrorStatus, daemon_runs: bool) -> Option<String>
         MirrorState::Retrying => Some(format!(
             "nothing, if that passes: it is tried again by itself; at once with `proxyfs try-again {name}`"
         )),
+        MirrorState::Paused if mirror.held => Some(format!(
+            "if it was meant: `proxyfs resume {name}` lets it through; if not, copy what was deleted back from that \
+             mirror first"
+        )),
         MirrorState::Paused => Some(format!("`proxyfs resume {name}` lets it go on")),
         MirrorState::Stopped => Some(format!(
             "put that right, then `proxyfs try-again {name}`; `proxyfs doctor {name}` tries all that it needs"
@@ -79,6 +83,7 @@ fn state(mirror: &MirrorStatus, daemon_runs: bool) -> (&'static str, Colour) {
         MirrorState::Synced => ("synced", Colour::Green),
         MirrorState::Syncing => ("syncing", Colour::Cyan),
         MirrorState::Retrying => ("RETRYING", Colour::Yellow),
+        MirrorState::Paused if mirror.held => ("HELD BACK", Colour::Red),
         MirrorState::Paused => ("paused", Colour::Yellow),
         MirrorState::Stopped => ("STOPPED", Colour::Red),
         MirrorState::NeedsSync => ("NEEDS SYNC", Colour::Red),
@@ -551,6 +556,28 @@ web7: www-data@web7.example.com:/srv/www
         assert!(
             shown.contains("\nWRONG: it does not start, for 3d04h: the source is empty\n"),
             "{shown}"
+        );
+    }
+
+    #[test]
+    fn a_mirror_held_before_a_mass_deletion_is_not_just_paused() {
+        let held = MirrorStatus {
+            held: true,
+            ..mirror("m", MirrorState::Paused)
+        };
+        let todo = advice(&held, true).unwrap();
+        assert!(
+            todo.contains("if not, copy what was deleted back"),
+            "{todo}"
+        );
+        let status = Status {
+            pid: Some(1),
+            mirrors: vec![held],
+            ..Status::default()
+        };
+        assert!(
+            status.to_string().contains("\nm       HELD BACK "),
+            "{status}"
         );
     }
 
