@@ -149,9 +149,13 @@ pub fn send_test(
     }
     let settings = Settings::of(config);
     let letter = letter::test(&report.troubles, mirrors, &settings.from, now_ms());
-    let answer = post::send(&config.mail, &letter, &settings.from.host)?;
+    let taken = post::send(&config.mail, &letter, &settings.from.host)?;
     let (to, way) = (config.mail.to.join(", "), way(&config.mail));
-    Ok(format!("a mail to {to} was taken ({way}): {answer}"))
+    let said = format!("a mail to {to} was taken ({way}): {}", taken.answer);
+    match taken.refused {
+        Some(refused) => Err(format!("{said}; but not for {refused}")),
+        None => Ok(said),
+    }
 }
 
 impl Alarm {
@@ -338,10 +342,13 @@ impl Shared {
         let now = now_ms();
         let mut book = lock(&self.book);
         match sent {
-            Ok(_) => {
+            Ok(taken) => {
                 book.mailed(last, left_out, now);
                 drop(book);
                 log::info!("mailed: {}", letter.subject);
+                if let Some(refused) = taken.refused {
+                    log::error!("that mail was not taken for {refused}");
+                }
             }
             Err(why) => {
                 if book.not_mailed(why.clone(), now, RETRY.0, RETRY.1) {

@@ -347,6 +347,38 @@ fn test_mail_tells_what_the_mail_server_said() {
 }
 
 #[test]
+fn an_address_that_is_refused_keeps_nobody_else_from_being_told() {
+    let smtpd = Smtpd::start(Wants::StartTlsAndLogin);
+    fs::write(smtpd.file("unknown"), "admin@mail.test").unwrap();
+    let (_sshd, mut daemon) = with_stopped_mirrors(&["m"]);
+    mail(&mut daemon, &smtpd, "");
+    daemon.start();
+    let (subject, _) = smtpd.wait_for(1);
+    assert!(subject.ends_with("mirror m is stopped"), "{subject}");
+    let only = serde_json::json!(["night@mail.test"]);
+    assert_eq!(smtpd.mails()[0]["to"], only);
+    let words = "that mail was not taken for admin@mail.test: ";
+    wait_until("the log tells", || daemon.log().contains(words));
+    holds(&daemon.log(), &["550", "there is nobody of that name"]);
+    let output = daemon.run(&["test-mail"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = String::from_utf8(output.stderr).unwrap();
+    holds(&said, &["was taken", "; but not for admin@mail.test: "]);
+    assert_eq!(smtpd.mails()[1]["to"], only);
+    // Nobody is left: it is tried again, and told.
+    fs::write(smtpd.file("unknown"), "admin@mail.test night@mail.test").unwrap();
+    let output = daemon.run(&["test-mail"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = String::from_utf8(output.stderr).unwrap();
+    holds(
+        &said,
+        &["permanent error (550)", "see that the server takes mails"],
+    );
+    daemon.stop();
+    assert_eq!(smtpd.mails().len(), 2);
+}
+
+#[test]
 fn a_host_with_a_sendmail_uses_that() {
     let (sshd, mut daemon) = with_stopped_mirrors(&["m"]);
     let (program, got) = (daemon.file("sendmail"), daemon.file("got"));
