@@ -98,6 +98,8 @@ pub struct MirrorStatus {
     pub path: String,
     /// How it is doing.
     pub state: MirrorState,
+    /// It is paused before a mass deletion, until a person decides.
+    pub held: bool,
     /// Changes it has not got yet.
     pub pending_ops: u64,
     /// Bytes of file data in them, at most.
@@ -385,6 +387,7 @@ impl MirrorStatus {
             "user": self.user,
             "path": self.path,
             "state": self.state.name(),
+            "held": self.held,
             "pending_ops": self.pending_ops,
             "pending_bytes": self.pending_bytes,
             "parked_ops": self.parked_ops,
@@ -421,6 +424,7 @@ impl MirrorStatus {
             user: fields.text("user")?,
             path: fields.text("path")?,
             state: MirrorState::from_name(&state).ok_or(bad("state"))?,
+            held: value.get("held").is_some_and(|held| held == true),
             pending_ops: fields.number("pending_ops")?,
             pending_bytes: fields.number("pending_bytes")?,
             parked_ops: fields.number("parked_ops")?,

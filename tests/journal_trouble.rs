@@ -37,7 +37,10 @@ fn is_closed(daemon: &Daemon, why: &str) {
     );
     assert!(reason.contains("`proxyfs rebuild`"), "{reason}");
     let screen = daemon.ok(&["status"]);
-    assert!(screen.contains("READ-ONLY: the mount refuses"), "{screen}");
+    assert!(
+        screen.contains("READ-ONLY") && screen.contains("the mount refuses"),
+        "{screen}"
+    );
     let refused = fs::write(daemon.source().join("file"), "not recorded").unwrap_err();
     assert_eq!(refused.raw_os_error(), Some(libc::EROFS), "{refused}");
 }

@@ -1,6 +1,7 @@
 //! What is told of the daemon: status, tasks, and when everything is there.
 
 use super::Shared;
+use super::watch::DROPPED;
 use super::workers::unknown_mirror;
 use crate::alarm::{self, Alarm, Report};
 use crate::config::{Config, MirrorConfig};
@@ -97,7 +98,21 @@ pub(super) fn offline_status(config: &Config) -> Result<Status, String> {
         scan: None,
         mirrors: mirrors.collect::<Result<_, _>>()?,
         mail: mail_status(&told),
-        alarms: alarms_status(told),
+        alarms: alarms_status(told)
+            .into_iter()
+            .chain(not_started(config))
+            .collect(),
+    })
+}
+
+/// Why there is no daemon, if it was started in vain.
+fn not_started(config: &Config) -> Option<AlarmStatus> {
+    let (since, reason) = alarm::left(&config.state_dir)?;
+    Some(AlarmStatus {
+        kind: alarm::Kind::NotStarted.name().to_string(),
+        mirror: None,
+        seconds: age(since),
+        reason,
     })
 }
 
@@ -134,6 +149,8 @@ fn mirror_status(
         None => Backlog::default(),
     };
     let paused = position.as_ref().is_some_and(|p| p.paused);
+    let begun = live.is_some_and(|l| l.repair.as_ref().is_some_and(|r| r.running));
+    let dropped = position.as_ref().is_some_and(|p| p.lacks > 0) && !begun;
     let offline = if paused {
         MirrorState::Paused
     } else {
@@ -159,6 +176,7 @@ fn mirror_status(
         user: mirror.user.clone(),
         path: mirror.path.clone(),
         state,
+        held: live.is_some_and(|l| l.held),
         pending_ops: backlog.ops,
         pending_bytes: backlog.bytes,
         parked_ops: backlog.parked,
@@ -183,7 +201,12 @@ fn mirror_status(
             Some(live) => live.last_error.clone(),
             None => position.and_then(|p| p.last_error),
         }
-        .or(parked),
+        .or(parked)
+        .map(|why| match dropped {
+            true => format!("{why}; and {DROPPED}"),
+            false => why,
+        })
+        .or(dropped.then(|| DROPPED.to_string())),
         retry_in_seconds: live
             .and_then(|l| l.retry_at)
             .map(|at| at.saturating_duration_since(Instant::now()).as_secs())
