@@ -29,6 +29,7 @@
 mod codec;
 mod error;
 mod holds;
+mod mends;
 mod reader;
 mod syncs;
 mod upkeep;
@@ -37,7 +38,8 @@ use crate::change::{Change, Depth, RelPath, Seq};
 use crate::fault;
 pub use codec::DecodeError;
 pub use error::JournalError;
-pub use reader::{Backlog, Mend, Parked, Position, Reader, Row, Trust, Walked};
+pub use mends::{Mend, Reached, Trust, Walked};
+pub use reader::{Backlog, Parked, Position, Reader, Row};
 use reader::{head_of, meta_of, position_of};
 use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 use std::collections::BTreeSet;
