@@ -330,8 +330,8 @@ impl Scars {
                     && !whole
                     && path.parent().is_some_and(|parent| parent == mend.path);
             let proves = !brings || mend.scope.bytes || (itself && mend.resend);
-            // What it has removed in the source is kept there.
-            let removed = itself || !removes(change, path) || mend.scope.delete;
+            // Else what the row takes away is kept there: nobody has told whither it went.
+            let removed = itself && !whole || !removes(change, path) || mend.scope.delete;
             reaches
                 && match scar.region(path, whole, seq) {
                     Region::Seen(before) => seq <= before && proves && removed,
@@ -404,7 +404,7 @@ impl Scars {
     }
 
     /// Where something was moved the row is about what was left behind, too.
-    fn go_along(&mut self, change: &Change, seq: Seq) {
+    pub fn go_along(&mut self, change: &Change, seq: Seq) {
         if self.moved == 0 {
             return;
         }

@@ -61,6 +61,7 @@ impl<R: Remote> Pipeline<'_, R> {
             "mirror {name}: change {seq} ({change}) does not fit what is there ({status}): somebody changed \
              it there; it is made like the source"
         );
+        self.scars.go_along(&change, seq);
         for path in change.paths() {
             let scar = self.first_wrong(path)?;
             // With a directory that is not there comes all that was in it.
