@@ -172,7 +172,7 @@ pub(super) fn put_mend(db: &Connection, name: &str, mend: &Mend) -> rusqlite::Re
         codec::scope_number(mend.scope),
         mend.resend,
         mend.trust.number(),
-        mend.walked.to_blob(),
+        mend.progress(),
         mend.seen.map(|seq| seq as i64),
         mend.error,
         mend.attempts,
