@@ -123,3 +123,32 @@ fn a_mirror_with_more_parked_changes_than_can_be_kept_stops_as_a_whole() {
     everything_arrives(&daemon, &sshd, &["m"]);
     daemon.stop();
 }
+
+#[test]
+fn of_many_changes_that_are_refused_the_log_is_warned_once() {
+    const MANY: u64 = 300;
+    let (sshd, mut daemon) = with_a_locked_directory("1h");
+    let locked = daemon.source().join("locked");
+    daemon.ok(&["pause", "m"]);
+    for n in 0..MANY {
+        fs::write(locked.join(format!("new{n}")), "refused").unwrap();
+    }
+    daemon.ok(&["resume", "m"]);
+    daemon.wait_for_mirror("m", |m| m["parked_ops"] == MANY);
+    let log = daemon.log();
+    let warned = log
+        .lines()
+        .filter(|line| line.contains("WARN") && line.contains("was refused"));
+    let (lines, told) = (
+        warned.count() as u64,
+        log.matches("was refused").count() as u64,
+    );
+    assert!(
+        lines < MANY / 10 && told >= MANY,
+        "{lines} warnings, {told} lines"
+    );
+    unlock(&sshd);
+    daemon.ok(&["try-again", "m"]);
+    everything_arrives(&daemon, &sshd, &["m"]);
+    daemon.stop();
+}

@@ -5,9 +5,48 @@
 //! that is refused too (a full disk, a quota, a file system that is read-only by now), the mirror stops; else
 //! only the change is parked. That is asked while what was half staged still lies there: it must not be what
 //! was removed in between that makes room.
+//!
+//! A thousand changes may be refused at once, for the same reason. So what was asked holds for all that are dealt with
+//! until something is sent again ([`Lull`]); and the log gets a line for the first of them, and one for how many they were.
 
 use super::super::prepare;
 use super::*;
+
+/// So long the log gets no second line about what is refused.
+const SELDOM: Duration = Duration::from_secs(10);
+
+/// What is known of the mirror while changes are dealt with one after another and nothing becomes visible.
+#[derive(Default)]
+pub(super) struct Lull {
+    /// Our own file can be written.
+    takes: bool,
+    /// Directories that shut nobody out.
+    pub(super) open: HashSet<RelPath>,
+    /// How often directories were opened in this session.
+    pub(super) opened: u64,
+    /// When the log was last told of something refused, and of how many it was not told since.
+    told: Option<Instant>,
+    untold: u64,
+}
+
+impl Lull {
+    /// Something is sent.
+    pub(super) fn is_over(&mut self) {
+        self.takes = false;
+        self.open.clear();
+    }
+
+    /// Whether the log is to be told of one more that is refused.
+    fn tells(&mut self) -> bool {
+        let tells = self.told.is_none_or(|at| at.elapsed() >= SELDOM);
+        if tells {
+            self.told = Some(Instant::now());
+        } else {
+            self.untold += 1;
+        }
+        tells
+    }
+}
 
 /// How long the trial file is, in bytes: more than the piece that no longer fitted.
 const PROBE: usize = 64 * 1024;
@@ -39,10 +78,10 @@ impl<R: Remote> Pipeline<'_, R> {
         let text = MirrorError::refused(seq, &change, status).to_string();
         let attempts = self.held.attempts(seq) + 1;
         if attempts.is_power_of_two() {
-            log::warn!(
-                "mirror {name}: {text}; it is parked, with what depends on it (attempt {attempts}): \
-                 `proxyfs try-again {name}` tries it at once"
-            );
+            self.warn(format!(
+                "{text}; it is parked, with what depends on it (attempt {attempts}): `proxyfs try-again {name}` \
+                 tries it at once"
+            ));
         }
         self.discard_staged(seq);
         self.set_aside(index, Some(text))?;
@@ -58,6 +97,28 @@ impl<R: Remote> Pipeline<'_, R> {
             self.stage_next = self.stage_next.min(first);
         }
         Ok(())
+    }
+
+    /// Tells the log of something that is refused, unless it was told of another a moment ago.
+    pub(super) fn warn(&mut self, text: String) {
+        let name = self.setup.name;
+        if self.lull.tells() {
+            log::warn!("mirror {name}: {text}");
+        } else {
+            log::info!("mirror {name}: {text}");
+        }
+    }
+
+    /// Tells it of how many it was not told.
+    pub(super) fn warn_of_the_rest(&mut self) {
+        let lull = &mut self.lull;
+        let due = lull.untold > 0 && lull.told.is_none_or(|at| at.elapsed() >= SELDOM);
+        if due {
+            let (name, many) = (self.setup.name, std::mem::take(&mut lull.untold));
+            log::warn!(
+                "mirror {name}: {many} more changes were refused or did not fit: `proxyfs tasks {name}` shows what is parked"
+            );
+        }
     }
 
     /// Sets a row aside that has nothing under way.
@@ -163,6 +224,9 @@ impl<R: Remote> Pipeline<'_, R> {
 
     /// Whether not even a file of our own can be written there.
     pub(super) fn takes_nothing(&mut self) -> Result<bool, MirrorError> {
+        if self.lull.takes {
+            return Ok(false);
+        }
         let path = self.setup.place.probe();
         let attrs = Attrs {
             mode: Some(0o600),
@@ -207,6 +271,7 @@ impl<R: Remote> Pipeline<'_, R> {
         // Some say only now that the disk is full.
         refused |= matches!(self.ask(Request::Close { handle })?, Reply::Status(_));
         self.ask(Request::Remove { path })?;
+        self.lull.takes = !refused;
         Ok(refused)
     }
 
