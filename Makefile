@@ -7,7 +7,8 @@
 # make install  DESTDIR= PREFIX=/usr/local SYSCONFDIR=/etc (with another PREFIX: PREFIX/etc); make uninstall
 #               takes all of it away again but the configuration and the log
 # make deb      a Debian source and binary package, in target/deb
-# make test-package   installs, upgrades, removes and purges that package on an overlay of this machine
+# make test-package   installs, upgrades, removes and purges that package on overlays of this machine, with its init script
+#               and under a systemd of its own
 
 PREFIX = /usr/local
 SYSCONFDIR = $(if $(filter /usr /usr/local,$(PREFIX)),/etc,$(PREFIX)/etc)
@@ -108,6 +109,7 @@ deb:
 
 test-package:
 	packaging/test-package
+	packaging/test-systemd
 
 # The Debian packages for building and for the demo, where they are missing.
 deps:

@@ -182,8 +182,28 @@ pub fn try_source(source: &Path) -> std::result::Result<(), LocalError> {
     open_source(source).map(drop)
 }
 
+/// Whether a directory, the source's root, holds nothing but ProxyFS's own entry and those of these `names`.
+///
+/// # Errors
+/// It cannot be read.
+pub fn holds_only(root: impl AsFd, names: &[&[u8]]) -> io::Result<bool> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::openat(root, c".", flags, rustix::fs::Mode::empty())?;
+    for entry in rustix::fs::Dir::new(root)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if !matches!(name, b"." | b".." | RESERVED) && !names.contains(&name) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Opens the source's root, if it can be a source.
-fn open_source(source: &Path) -> std::result::Result<OwnedFd, LocalError> {
+///
+/// # Errors
+/// See [`LocalError`].
+pub fn open_source(source: &Path) -> std::result::Result<OwnedFd, LocalError> {
     let failed = |e: Errno| LocalError::Open(source.to_owned(), e.into());
     let no_handles = |e: io::Error| LocalError::NoHandles(source.to_owned(), e);
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -294,6 +314,7 @@ impl Local {
     /// [`Local::read_only_reason`].
     pub fn flush_due(&self, now: Instant) {
         self.count_forgotten();
+        self.log.look();
         if self.is_read_only() {
             self.log.retry(|| self.flush(Which::Overdue).is_ok());
         }

@@ -16,6 +16,7 @@ mod cuts;
 mod excluded;
 mod full_disks;
 mod hostile;
+mod journal_trouble;
 mod kills;
 mod late;
 mod mails;

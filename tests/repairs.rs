@@ -6,7 +6,7 @@ use super::mirror_errors::{add, base, everything_arrives};
 use super::round_trips::Scene;
 use super::support::daemon::Daemon;
 use super::support::sshd::Sshd;
-use super::support::tree::assert_same;
+use super::support::tree::{assert_same, differences};
 use proxyfs::change::{Change, RelPath, Scope};
 use proxyfs::journal::Recorder;
 use std::fs;
@@ -110,6 +110,26 @@ fn a_directory_with_files_that_only_the_mirror_has_is_not_removed() {
     daemon.wait_for_mirror("m", |m| m["parked_ops"] == 1);
     fs::remove_file(mirror.join("other/stranger")).unwrap();
     daemon.ok(&["try-again", "m"]);
+    everything_arrives(&daemon, &sshd, &["m"]);
+    daemon.stop();
+}
+
+#[test]
+fn what_only_the_mirror_has_in_a_renamed_directory_is_kept_though_the_rename_does_not_fit() {
+    let sshd = Sshd::start();
+    let (mut daemon, www, mirror) = with_a_tree(&sshd);
+    fs::write(mirror.join("dir/sub/stranger"), "only here").unwrap();
+    fs::create_dir(mirror.join("moved")).unwrap();
+    fs::write(mirror.join("moved/mine"), "only here").unwrap();
+    fs::rename(www.join("dir"), www.join("moved")).unwrap();
+    daemon.wait();
+    let only = differences(&www, &mirror, false);
+    for stranger in ["dir/sub/stranger", "moved/mine"] {
+        assert!(mirror.join(stranger).exists(), "{stranger} {only:?}");
+        assert!(only.iter().any(|line| line.contains(stranger)), "{only:?}");
+    }
+    assert!(!mirror.join("dir/a").exists() && !mirror.join("dir/sub/b").exists());
+    daemon.ok(&["sync", "m", "--delete"]);
     everything_arrives(&daemon, &sshd, &["m"]);
     daemon.stop();
 }

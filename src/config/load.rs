@@ -47,6 +47,19 @@ pub(super) fn load(path: &Path, overrides: &Overrides) -> Result<Config, ConfigE
     Ok(config)
 }
 
+/// See [`Config::run_dir_of`].
+pub(super) fn run_dir_of(file: &Path) -> Option<PathBuf> {
+    let text = String::from_utf8_lossy(&std::fs::read(file).ok()?).into_owned();
+    let written = text::find(&text, "proxyfs", "run_dir");
+    let mut config = Config::blank(file.to_path_buf());
+    for setting in SETTINGS.iter().filter(|s| s.name == "run_dir") {
+        if let (Apply::Proxyfs(apply), Absent::Default(usual)) = (setting.apply, setting.absent) {
+            apply(&mut config, written.as_deref().unwrap_or(usual)).ok()?;
+        }
+    }
+    Some(config.run_dir)
+}
+
 /// Where a section or one of its keys stands.
 #[derive(Clone)]
 struct Place {

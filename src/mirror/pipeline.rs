@@ -216,10 +216,8 @@ pub struct Pipeline<'a, R: Remote> {
     resumed: HashSet<NodeId>,
     /// What was heard while a repair was under way.
     heard: VecDeque<Notice>,
-    /// The last number that a repair has made a file ready under.
-    repair_number: Seq,
-    /// Files with several names that repairs have seen.
-    linked: HashMap<u64, (RelPath, u64)>,
+    /// What goes on in the next slice of a repair.
+    carry: repair::Carry,
     /// What the repairs of this session have done.
     repaired_counts: Counts,
     recorded_at: Instant,
@@ -298,8 +296,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             inherited: position.sent_upto,
             resumed: HashSet::new(),
             heard: VecDeque::new(),
-            repair_number: repair::NUMBERS,
-            linked: HashMap::new(),
+            carry: repair::Carry::default(),
             repaired_counts: before.map_or(Counts::default(), |repair| repair.counts),
             recorded_at: now,
             settled: 0,

@@ -9,6 +9,11 @@
 //! source are covered by it. One behind that, which was recorded while it was at work, up to where the log was
 //! `after` it, makes a fresh scar. When the mirror has passed all these, the scar is healed.
 //!
+//! Where a row that moves a directory is not replayed, what was in it stays at its old path there, beside what only the
+//! mirror has in it. The log tells no names. So the scar notes whither it was *moved*: what is there under the same
+//! name, in the source, is what goes; all else is kept. A row that removes something below the new path means
+//! what lies below the old one, too, as long as the scar is there.
+//!
 //! A *tree* is repaired in slices, in the order of [`walk_order`], and the log goes on in between. So a tree
 //! has three parts: what was walked in earlier slices and is an ordinary part of the mirror again; what the
 //! last slice has walked, up to `walked`; and what lies ahead. What lies ahead may be anything, unless the tree was
@@ -30,12 +35,13 @@
 //!
 //! A repair that the mirror refuses is tried again like a parked change, and shown like one.
 
+mod region;
+
 use super::held::MOST;
 use super::related::PathIndex;
-use super::repair::order::walk_order;
 use crate::change::{Change, Depth, RelPath, Scope, Seq};
-use crate::journal::{Mend, Trust, Walked, now_ms};
-use std::cmp::Ordering;
+use crate::journal::{Mend, Reached, Trust, Walked, now_ms};
+use region::{Region, Scar, State};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -53,99 +59,6 @@ const DEPTHS: [Depth; 3] = [Depth::Entry, Depth::Names, Depth::Tree];
 /// What a scar is known by.
 pub(super) type Key = (RelPath, Depth);
 
-/// How far a scar's repair is.
-enum State {
-    Open,
-    /// Of a tree: up to `settled` the log is replayed again; from there up to `upto` as told by the other two.
-    Part {
-        settled: Option<RelPath>,
-        upto: RelPath,
-        before: Seq,
-        after: Seq,
-    },
-    /// It was repaired: where the log was before, and after.
-    Done {
-        before: Seq,
-        after: Seq,
-    },
-}
-
-/// What a path is to the repair of what lies above.
-enum Region {
-    /// It is to come.
-    Ahead,
-    /// It was repaired, and rows up to this one are covered; those of this question are not to be replayed.
-    Seen(Seq),
-    /// It was, and the log is replayed again.
-    Past,
-}
-
-/// One path.
-struct Scar {
-    mend: Mend,
-    state: State,
-}
-
-/// Whether a walk that has come to the directory `upto` is through with `path`: with its entry, or with all that is
-/// below too (`whole`).
-fn is_passed(root: &RelPath, path: &RelPath, whole: bool, upto: &RelPath) -> bool {
-    let Some(parent) = path.parent().filter(|_| path != root) else {
-        return !whole;
-    };
-    walk_order(&parent, upto) != Ordering::Greater
-        && (!whole || walk_order(path, upto) == Ordering::Less && !upto.is_at_or_below(path))
-}
-
-impl Scar {
-    fn new(mend: Mend) -> Scar {
-        let after = mend.seen.unwrap_or(Seq::MAX);
-        let state = match &mend.walked {
-            Walked::Nothing => State::Open,
-            Walked::Upto(upto) => State::Part {
-                settled: None,
-                upto: upto.clone(),
-                before: 0,
-                after,
-            },
-            Walked::All => State::Done { before: 0, after },
-        };
-        Scar { mend, state }
-    }
-
-    fn is_open(&self) -> bool {
-        !matches!(self.state, State::Done { .. })
-    }
-
-    fn region(&self, path: &RelPath, whole: bool, seq: Seq) -> Region {
-        match &self.state {
-            State::Open => Region::Ahead,
-            State::Done { before, after } if seq <= *after => Region::Seen(*before),
-            State::Done { .. } => Region::Past,
-            State::Part {
-                settled,
-                upto,
-                before,
-                after,
-            } => {
-                let passed = |whole, upto| is_passed(&self.mend.path, path, whole, upto);
-                let all = passed(whole, upto);
-                if settled
-                    .as_ref()
-                    .is_some_and(|settled| passed(whole, settled))
-                {
-                    Region::Past
-                } else if seq <= *after && passed(false, upto) {
-                    Region::Seen(if all { *before } else { 0 })
-                } else if all {
-                    Region::Past
-                } else {
-                    Region::Ahead
-                }
-            }
-        }
-    }
-}
-
 /// The scars of one mirror.
 pub(super) struct Scars {
     all: BTreeMap<Key, Scar>,
@@ -154,6 +67,8 @@ pub(super) struct Scars {
     paths: PathIndex,
     /// How many may be anything there.
     blind: usize,
+    /// How many have been moved.
+    moved: usize,
     /// What the journal does not know yet.
     news: BTreeSet<Key>,
     /// The first row that was not replayed for their sake.
@@ -187,12 +102,29 @@ fn is_about_all(change: &Change) -> bool {
     change.is_pivot() || matches!(change, Change::Rmdir { .. })
 }
 
-/// What has to be repaired where a row is not replayed.
-pub(super) fn scope_for(change: &Change) -> Scope {
-    if change.is_pivot() {
-        Scope::TREE
+/// What has to be repaired at one of a row's paths where the row is not replayed. (The log says what is removed by the
+/// names of all of it: so with a directory that is moved nothing goes that only the mirror has.)
+pub(super) fn mend_for(change: &Change, path: RelPath) -> Mend {
+    let scope = if change.is_pivot() {
+        Scope::KEEPING
     } else {
         Scope::ENTRY
+    };
+    let moved = match change {
+        Change::Rename { from, to } => Some(to).filter(|_| *from == path),
+        Change::Exchange { a, b } => Some(if path == *a { b } else { a }),
+        Change::Mkdir { .. }
+        | Change::Rmdir { .. }
+        | Change::Unlink { .. }
+        | Change::Symlink { .. }
+        | Change::Link { .. }
+        | Change::Content { .. }
+        | Change::Attr { .. }
+        | Change::Repair { .. } => None,
+    };
+    Mend {
+        moved: moved.cloned(),
+        ..Mend::new(path, scope)
     }
 }
 
@@ -204,6 +136,7 @@ impl Scars {
             open: BTreeSet::new(),
             paths: PathIndex::default(),
             blind: 0,
+            moved: 0,
             news: BTreeSet::new(),
             since: None,
             due_at: None,
@@ -224,6 +157,7 @@ impl Scars {
         let key = (scar.mend.path.clone(), scar.mend.scope.depth);
         self.paths.insert(&key.0);
         self.blind += usize::from(scar.mend.trust != Trust::Log);
+        self.moved += usize::from(scar.mend.moved.is_some());
         if scar.is_open() {
             self.open.insert(key.clone());
         }
@@ -235,6 +169,7 @@ impl Scars {
         self.paths.remove(&key.0);
         self.open.remove(key);
         self.blind -= usize::from(scar.mend.trust != Trust::Log);
+        self.moved -= usize::from(scar.mend.moved.is_some());
         self.news.insert(key.clone());
         Some(scar)
     }
@@ -303,6 +238,9 @@ impl Scars {
         if !goes_on {
             scar.mend.scope = old.and(mend.scope);
             scar.mend.resend |= mend.resend;
+            // What is there is what was there first.
+            let first = scar.mend.moved.take().filter(|_| scar.is_open());
+            scar.mend.moved = first.or(mend.moved);
             scar.mend.trust = if scar.is_open() {
                 scar.mend.trust.min(mend.trust)
             } else {
@@ -353,7 +291,7 @@ impl Scars {
         if self.all.is_empty() {
             return false;
         }
-        let (whole, scope) = (is_about_all(change), scope_for(change));
+        let whole = is_about_all(change);
         let goes = matches!(change, Change::Rmdir { .. } | Change::Unlink { .. });
         let held = |path: &RelPath| {
             let holds = |scar: &Scar| match scar.region(path, whole, seq) {
@@ -366,12 +304,13 @@ impl Scars {
         if !change.paths().any(held) {
             return false;
         }
+        self.go_along(change, seq);
         for path in change.paths().cloned().collect::<Vec<_>>() {
             if !self.is_covered(change, &path, seq) {
                 let resend = brings_bytes(change);
                 let mend = Mend {
                     resend,
-                    ..Mend::new(path, scope)
+                    ..mend_for(change, path)
                 };
                 self.add(mend, seq);
             }
@@ -391,11 +330,12 @@ impl Scars {
                     && !whole
                     && path.parent().is_some_and(|parent| parent == mend.path);
             let proves = !brings || mend.scope.bytes || (itself && mend.resend);
+            // Else what the row takes away is kept there: nobody has told whither it went.
+            let removed = itself && !whole || !removes(change, path) || mend.scope.delete;
             reaches
                 && match scar.region(path, whole, seq) {
-                    Region::Seen(before) => seq <= before && proves,
+                    Region::Seen(before) => seq <= before && proves && removed,
                     Region::Ahead => {
-                        let removed = !removes(change, path) || mend.scope.delete;
                         !itself
                             && mend.scope.depth == Depth::Tree
                             && removed
@@ -415,6 +355,7 @@ impl Scars {
         if self.all.is_empty() {
             return;
         }
+        self.go_along(change, seq);
         match change {
             Change::Rename { from, to } => {
                 let unseen = self.leaves_unseen(from, to);
@@ -462,6 +403,45 @@ impl Scars {
         })
     }
 
+    /// Where something was moved the row is about what was left behind, too.
+    pub fn go_along(&mut self, change: &Change, seq: Seq) {
+        if self.moved == 0 {
+            return;
+        }
+        let mut left = Vec::new();
+        for path in change.paths().filter(|path| removes(change, path)) {
+            let behind = self.all.values().filter_map(|scar| {
+                let moved = scar.mend.moved.as_ref().filter(|moved| *moved != path)?;
+                path.moved(moved, &scar.mend.path)
+            });
+            left.extend(behind.map(|behind| Mend {
+                path: behind,
+                ..mend_for(change, path.clone())
+            }));
+        }
+        let swaps = match change {
+            Change::Rename { from, to } => vec![(from, to)],
+            Change::Exchange { a, b } => vec![(a, b), (b, a)],
+            Change::Mkdir { .. }
+            | Change::Rmdir { .. }
+            | Change::Unlink { .. }
+            | Change::Symlink { .. }
+            | Change::Link { .. }
+            | Change::Content { .. }
+            | Change::Attr { .. }
+            | Change::Repair { .. } => Vec::new(),
+        };
+        for (key, scar) in &mut self.all {
+            let old = scar.mend.moved.as_ref();
+            let new = old.and_then(|old| swaps.iter().find_map(|(from, to)| old.moved(from, to)));
+            if new.is_some() {
+                scar.mend.moved = new;
+                self.news.insert(key.clone());
+            }
+        }
+        left.into_iter().for_each(|mend| self.add(mend, seq));
+    }
+
     fn take_below(&mut self, path: &RelPath) -> Vec<Mend> {
         if !self.paths.reaches_into(path) {
             return Vec::new();
@@ -476,9 +456,7 @@ impl Scars {
 
     fn put(&mut self, moved: Vec<Mend>, from: &RelPath, to: &RelPath, seq: Seq) {
         for mend in moved {
-            let rest = &mend.path.as_bytes()[from.as_bytes().len()..];
-            // Two good paths joined at a part's end make a good path.
-            if let Ok(path) = RelPath::new(&[to.as_bytes(), rest].concat()) {
+            if let Some(path) = mend.path.moved(from, to) {
                 let since = self.since;
                 let mend = Mend {
                     path,
@@ -532,8 +510,8 @@ impl Scars {
         }
     }
 
-    /// One was repaired up to the directory `upto`.
-    pub fn repaired_upto(&mut self, key: &Key, upto: RelPath, before: Seq, after: Seq) {
+    /// One was repaired up to `upto`.
+    pub fn repaired_upto(&mut self, key: &Key, upto: Reached, before: Seq, after: Seq) {
         self.due_at = None;
         let Some(scar) = self.all.get(key) else {
             return;

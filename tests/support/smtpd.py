@@ -1,7 +1,7 @@
 """A mail server on loopback (aiosmtpd) that writes each mail into a directory as NUMBER.json.
 
 usage: smtpd.py DIR PORT none|starttls|tls [CERT KEY] ; the login, if one is wanted, is in $LOGIN as user:password.
-While there is a file DIR/refuse its text is the answer to every mail.
+While there is a file DIR/refuse its text is the answer to every mail; addresses in DIR/unknown are not taken.
 """
 
 import asyncio
@@ -25,6 +25,16 @@ numbers = itertools.count(1)
 
 
 class Handler:
+    async def handle_RCPT(self, server, session, envelope, address, options):
+        try:
+            with open(os.path.join(directory, "unknown")) as unknown:
+                if address in unknown.read().split():
+                    return "550 5.1.1 there is nobody of that name"
+        except FileNotFoundError:
+            pass
+        envelope.rcpt_tos.append(address)
+        return "250 2.1.5 OK"
+
     async def handle_DATA(self, server, session, envelope):
         try:
             with open(os.path.join(directory, "refuse")) as refuse:

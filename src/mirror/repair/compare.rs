@@ -240,7 +240,7 @@ impl<R: Remote> Repair<'_, R> {
         let all = there
             .links
             .is_some_and(|links| u64::from(links) == here.st_nlink);
-        if all || !self.linked.contains_key(&here.st_ino) {
+        if all || !self.carry.linked.contains_key(&here.st_ino) {
             self.is_there(path, here);
             return true;
         }
@@ -249,7 +249,7 @@ impl<R: Remote> Repair<'_, R> {
 
     /// Whether a file that is there, or on its way, is given this name.
     fn gets_name(&mut self, path: &RelPath, here: &Stat) -> bool {
-        let Some((first, _)) = self.linked.get(&here.st_ino) else {
+        let Some((first, _)) = self.carry.linked.get(&here.st_ino) else {
             return false;
         };
         if first == path {
@@ -265,16 +265,17 @@ impl<R: Remote> Repair<'_, R> {
     fn is_there(&mut self, path: &RelPath, here: &Stat) {
         let all = here.st_nlink;
         let (_, left) = self
+            .carry
             .linked
             .entry(here.st_ino)
             .or_insert((path.clone(), all));
         *left -= 1;
         if *left == 0 {
-            self.linked.remove(&here.st_ino);
+            self.carry.linked.remove(&here.st_ino);
         }
         // Too many: what is forgotten becomes a file of its own.
-        if self.linked.len() > LINKED {
-            self.linked.clear();
+        if self.carry.linked.len() > LINKED {
+            self.carry.linked.clear();
         }
     }
 

@@ -50,8 +50,7 @@ impl<R: Remote> Repair<'_, R> {
         };
         let file = self.tools.source.open(node).map_err(source_error(&path))?;
         let Some(file) = file else { return Ok(()) };
-        self.report.number += 1;
-        let number = self.report.number;
+        let number = self.next_number();
         let open = Request::Open {
             path: self.tools.place.path(&path),
             mode: OpenMode::Read,
