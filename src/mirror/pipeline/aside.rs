@@ -24,7 +24,16 @@ pub(super) struct Lull {
     pub(super) open: HashSet<RelPath>,
     /// How often directories were opened in this session.
     pub(super) opened: u64,
-    /// When the log was last told of something refused, and of how many it was not told since.
+    /// What the log is told of what is refused.
+    pub(super) refusals: Seldom,
+    /// And of what does not fit what is there.
+    pub(super) surprises: Seldom,
+}
+
+/// Something of which the log gets no line for each.
+#[derive(Default)]
+pub(super) struct Seldom {
+    /// When it was last told of one, and of how many it was not told since.
     told: Option<Instant>,
     untold: u64,
 }
@@ -35,16 +44,24 @@ impl Lull {
         self.takes = false;
         self.open.clear();
     }
+}
 
-    /// Whether the log is to be told of one more that is refused.
-    fn tells(&mut self) -> bool {
-        let tells = self.told.is_none_or(|at| at.elapsed() >= SELDOM);
-        if tells {
+impl Seldom {
+    /// There is one more.
+    pub(super) fn warn(&mut self, mirror: &str, text: &str) {
+        if self.told.is_none_or(|at| at.elapsed() >= SELDOM) {
             self.told = Some(Instant::now());
+            log::warn!("mirror {mirror}: {text}");
         } else {
             self.untold += 1;
+            log::info!("mirror {mirror}: {text}");
         }
-        tells
+    }
+
+    /// If it is time: of how many the log was not told.
+    fn rest(&mut self) -> Option<u64> {
+        let due = self.untold > 0 && self.told.is_none_or(|at| at.elapsed() >= SELDOM);
+        due.then(|| std::mem::take(&mut self.untold))
     }
 }
 
@@ -78,10 +95,11 @@ impl<R: Remote> Pipeline<'_, R> {
         let text = MirrorError::refused(seq, &change, status).to_string();
         let attempts = self.held.attempts(seq) + 1;
         if attempts.is_power_of_two() {
-            self.warn(format!(
+            let text = format!(
                 "{text}; it is parked, with what depends on it (attempt {attempts}): `proxyfs try-again {name}` \
                  tries it at once"
-            ));
+            );
+            self.lull.refusals.warn(name, &text);
         }
         self.discard_staged(seq);
         self.set_aside(index, Some(text))?;
@@ -99,24 +117,17 @@ impl<R: Remote> Pipeline<'_, R> {
         Ok(())
     }
 
-    /// Tells the log of something that is refused, unless it was told of another a moment ago.
-    pub(super) fn warn(&mut self, text: String) {
-        let name = self.setup.name;
-        if self.lull.tells() {
-            log::warn!("mirror {name}: {text}");
-        } else {
-            log::info!("mirror {name}: {text}");
-        }
-    }
-
-    /// Tells it of how many it was not told.
+    /// Tells the log of how many it was not told.
     pub(super) fn warn_of_the_rest(&mut self) {
-        let lull = &mut self.lull;
-        let due = lull.untold > 0 && lull.told.is_none_or(|at| at.elapsed() >= SELDOM);
-        if due {
-            let (name, many) = (self.setup.name, std::mem::take(&mut lull.untold));
+        let name = self.setup.name;
+        if let Some(many) = self.lull.refusals.rest() {
             log::warn!(
-                "mirror {name}: {many} more changes were refused or did not fit: `proxyfs tasks {name}` shows what is parked"
+                "mirror {name}: refused since the last such line: {many}; `proxyfs tasks {name}` shows what is parked"
+            );
+        }
+        if let Some(many) = self.lull.surprises.rest() {
+            log::warn!(
+                "mirror {name}: changes that did not fit what is there since the last such line: {many}"
             );
         }
     }

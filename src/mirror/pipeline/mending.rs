@@ -57,10 +57,11 @@ impl<R: Remote> Pipeline<'_, R> {
     ) -> Result<(), MirrorError> {
         let row = &self.window[index].row;
         let (seq, change) = (row.seq, row.change.clone());
-        self.warn(format!(
+        let text = format!(
             "change {seq} ({change}) does not fit what is there ({status}): somebody changed it there; it is made \
              like the source"
-        ));
+        );
+        self.lull.surprises.warn(self.setup.name, &text);
         self.scars.go_along(&change, seq);
         for path in change.paths() {
             let scar = self.first_wrong(path)?;
@@ -444,9 +445,10 @@ impl<R: Remote> Pipeline<'_, R> {
             let (name, text) = (self.setup.name, why.to_string());
             let attempts = self.scars.refused(&key, text.clone());
             if attempts.is_power_of_two() {
-                self.warn(format!(
+                let text = format!(
                     "{text}; it is parked (attempt {attempts}): `proxyfs try-again {name}` tries it at once"
-                ));
+                );
+                self.lull.refusals.warn(name, &text);
             }
         }
         if self.scars.are_too_many() {
