@@ -544,10 +544,11 @@ web7: www-data@web7.example.com:/srv/www
             "{shown}"
         );
         status.read_only = true;
+        status.read_only_reason = Some("the disk is full".into());
         status.alarms = vec![alarm("read-only", None, "the disk is full")];
         let shown = status.to_string();
         assert!(
-            shown.contains("READ-ONLY for 3d04h (the disk is full): changes"),
+            shown.contains("\nREAD-ONLY, for 3d04h: the mount refuses changes, since they cannot be recorded:\nthe disk is full. "),
             "{shown}"
         );
         status.pid = None;
