@@ -1,7 +1,7 @@
 # make check    what has to pass before a commit: lint and test
 # make soak     SECONDS=n: kill, cut and pull the plug at random for so long (for ever if not told), to the first
 #               failure, and say how to repeat it
-# make bench    ProxyFS beside rsync and scp, in minutes; BENCH="--help" tells how to run less of it;
+# make bench    ProxyFS beside rsync and others, in a quarter of an hour; BENCH="--help" tells how to run less or more;
 #               BENCH=mount: the mount beside a directory, bindfs and mergerfs (BENCH="mount --help")
 # make demo     see it work: two mirrors on this machine, one of them goes away and comes back
 # make install  DESTDIR= PREFIX=/usr/local SYSCONFDIR=/etc (with another PREFIX: PREFIX/etc); make uninstall

@@ -68,6 +68,7 @@ mod sweeping;
 mod trouble;
 mod way;
 
+use aside::Lull;
 use fates::{ByPath, Fate};
 use job::{Job, Stage, Step};
 pub(super) use trouble::MARKS;
@@ -202,6 +203,8 @@ pub struct Pipeline<'a, R: Remote> {
     attrs_set: u64,
     by_path: ByPath,
     held: Held,
+    /// What is known while nothing is sent.
+    lull: Lull,
     scars: Scars,
     /// Nothing is sent any more, since a repair is to be made.
     repairing: bool,
@@ -286,6 +289,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             attrs_set: 0,
             by_path: ByPath::default(),
             held,
+            lull: Lull::default(),
             scars,
             repairing: false,
             doubted: false,
@@ -391,7 +395,9 @@ impl<'a, R: Remote> Pipeline<'a, R> {
         {
             wait = wait.min(due);
         }
-        if self.cursor_has_news() {
+        // What is to be dealt with alone may have been found while nothing was on its way.
+        let next_is_known = self.is_halted() && self.remote.outstanding() == 0;
+        if self.cursor_has_news() || next_is_known {
             wait = Duration::ZERO;
         }
         self.remote

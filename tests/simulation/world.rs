@@ -421,7 +421,9 @@ impl World {
             ..Rules::default()
         };
         let ended = prepare(&mut server, &place, &known, rules).and_then(|prepared| {
-            let Prepared { rules, kept, .. } = prepared;
+            let Prepared {
+                place, rules, kept, ..
+            } = prepared;
             let setup = Setup {
                 name: "m",
                 place,
@@ -460,10 +462,12 @@ impl World {
             return;
         };
         let from = PathBuf::from(std::ffi::OsStr::from_bytes(from));
-        let Ok(name) = from.strip_prefix(self.base.join(".proxyfs/stage")) else {
+        // By whichever way in.
+        let (dir, name) = (from.parent().unwrap(), from.file_name().unwrap());
+        if !dir.ends_with(".proxyfs/stage") {
             return;
-        };
-        let seq = Staged::parse(name.as_os_str().as_bytes()).unwrap().seq;
+        }
+        let seq = Staged::parse(name.as_bytes()).unwrap().seq;
         let Some(node) = self.content_of(life, check, seq) else {
             return;
         };

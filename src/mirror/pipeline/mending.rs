@@ -55,12 +55,13 @@ impl<R: Remote> Pipeline<'_, R> {
         index: usize,
         status: &Status,
     ) -> Result<(), MirrorError> {
-        let (name, row) = (self.setup.name, &self.window[index].row);
+        let row = &self.window[index].row;
         let (seq, change) = (row.seq, row.change.clone());
-        log::warn!(
-            "mirror {name}: change {seq} ({change}) does not fit what is there ({status}): somebody changed \
-             it there; it is made like the source"
+        let text = format!(
+            "change {seq} ({change}) does not fit what is there ({status}): somebody changed it there; it is made \
+             like the source"
         );
+        self.lull.surprises.warn(self.setup.name, &text);
         self.scars.go_along(&change, seq);
         for path in change.paths() {
             let scar = self.first_wrong(path)?;
@@ -175,6 +176,7 @@ impl<R: Remote> Pipeline<'_, R> {
     /// Repairs what is due, or a slice of it. Nothing is in flight.
     pub(super) fn repair(&mut self) -> Result<(), MirrorError> {
         self.repairing = false;
+        self.lull.is_over();
         // First how far the log is, then the source: what is recorded behind this may be seen or not.
         let before = self.setup.journal.head();
         let (jobs, keys) = self.choose()?;
@@ -443,10 +445,10 @@ impl<R: Remote> Pipeline<'_, R> {
             let (name, text) = (self.setup.name, why.to_string());
             let attempts = self.scars.refused(&key, text.clone());
             if attempts.is_power_of_two() {
-                log::warn!(
-                    "mirror {name}: {text}; it is parked (attempt {attempts}): `proxyfs try-again {name}` \
-                     tries it at once"
+                let text = format!(
+                    "{text}; it is parked (attempt {attempts}): `proxyfs try-again {name}` tries it at once"
                 );
+                self.lull.refusals.warn(name, &text);
             }
         }
         if self.scars.are_too_many() {

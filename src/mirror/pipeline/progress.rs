@@ -133,6 +133,7 @@ impl<R: Remote> Pipeline<'_, R> {
     }
 
     pub(super) fn show(&mut self) {
+        self.warn_of_the_rest();
         if self.settle.is_clear() {
             self.settled = self.cursor;
         }

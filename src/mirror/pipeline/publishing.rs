@@ -241,6 +241,8 @@ impl<R: Remote> Pipeline<'_, R> {
             requests.extend(plan::looks(job.change(), &self.setup.place));
         }
         self.note_in_flight(index);
+        self.lull.is_over();
+        self.window[index].opened = self.lull.opened;
         self.publishing += 1;
         self.window[index].step = Step::Sent(vec![None; requests.len()], requests.len());
         for (i, request) in requests.into_iter().enumerate() {
