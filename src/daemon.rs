@@ -156,13 +156,14 @@ impl Shared {
     fn tidy_up(&self) {
         let limit = self.config().log_limit;
         let bounded = self.journal.bound(limit).map(|late| {
-            // (That it needs a sync is mailed.)
             for name in late {
-                log::error!(
-                    "mirror {name}: it is so far behind that the log would outgrow log_limit ({} KiB), or fill its \
-                     disk: its changes are dropped, and it is compared with the whole source when it is back",
+                let why = format!(
+                    "it is so far behind that the log would outgrow log_limit ({} KiB), or fill its disk: its changes \
+                     are dropped, and it is compared with the whole source when it is back",
                     limit >> 10
                 );
+                log::error!("mirror {name}: {why}");
+                self.tell_of(Kind::NeedsSync, &name, &why);
             }
         });
         let failed = bounded.and_then(|()| self.journal.maintain());
@@ -438,7 +439,7 @@ fn take_down(shared: &Arc<Shared>, mounted: Mounted, keeper: Keeper) -> Result<(
         log::error!("not everything that was written is in the log: {why}");
     }
     if let Some(alarm) = shared.alarm.get() {
-        alarm.stop(Instant::now() + LAST_MAIL_WITHIN);
+        alarm.stop(deadline.min(Instant::now() + LAST_MAIL_WITHIN));
     }
     shared.add_up();
     shared.workers.stop(deadline);
