@@ -35,6 +35,7 @@ use crate::local::{Local, LocalOptions};
 use crate::logging::{self, LogHandle};
 use crate::mirror::source::{Source, Writing};
 use crate::mount::{self, MountOptions, Mounted, Unmounted};
+use crate::scan::excluded;
 use crate::scan::keeper::{self, Keeper};
 use crate::scan::marks::{self, FsClock, Plan, Run};
 use crate::scan::{Progress, Scan};
@@ -253,6 +254,7 @@ fn run_with(
     if !config.scan_on_start {
         plan = Plan::nothing();
     }
+    plan.excluded_before = excluded::before(&journal, &config.exclude).map_err(failed)?;
     let root = local.root_fd().try_clone_to_owned().map_err(failed)?;
     let watched = Arc::clone(&local);
     let watch = move |inode| match watched.being_written(inode) {

@@ -264,6 +264,11 @@ impl Local {
         &self.source
     }
 
+    /// What is not mirrored.
+    pub fn exclude(&self) -> &Exclude {
+        &self.options.exclude
+    }
+
     /// What mirrors cannot have.
     pub fn counters(&self) -> Counters {
         Counters {
