@@ -35,6 +35,7 @@ use crate::local::{Local, LocalOptions};
 use crate::logging::{self, LogHandle};
 use crate::mirror::source::{Source, Writing};
 use crate::mount::{self, MountOptions, Mounted, Unmounted};
+use crate::scan::excluded;
 use crate::scan::keeper::{self, Keeper};
 use crate::scan::marks::{self, FsClock, Plan, Run};
 use crate::scan::{Progress, Scan};
@@ -156,13 +157,14 @@ impl Shared {
     fn tidy_up(&self) {
         let limit = self.config().log_limit;
         let bounded = self.journal.bound(limit).map(|late| {
-            // (That it needs a sync is mailed.)
             for name in late {
-                log::error!(
-                    "mirror {name}: it is so far behind that the log would outgrow log_limit ({} KiB), or fill its \
-                     disk: its changes are dropped, and it is compared with the whole source when it is back",
+                let why = format!(
+                    "it is so far behind that the log would outgrow log_limit ({} KiB), or fill its disk: its changes \
+                     are dropped, and it is compared with the whole source when it is back",
                     limit >> 10
                 );
+                log::error!("mirror {name}: {why}");
+                self.tell_of(Kind::NeedsSync, &name, &why);
             }
         });
         let failed = bounded.and_then(|()| self.journal.maintain());
@@ -252,6 +254,7 @@ fn run_with(
     if !config.scan_on_start {
         plan = Plan::nothing();
     }
+    plan.excluded_before = excluded::before(&journal, &config.exclude).map_err(failed)?;
     let root = local.root_fd().try_clone_to_owned().map_err(failed)?;
     let watched = Arc::clone(&local);
     let watch = move |inode| match watched.being_written(inode) {
@@ -438,7 +441,7 @@ fn take_down(shared: &Arc<Shared>, mounted: Mounted, keeper: Keeper) -> Result<(
         log::error!("not everything that was written is in the log: {why}");
     }
     if let Some(alarm) = shared.alarm.get() {
-        alarm.stop(Instant::now() + LAST_MAIL_WITHIN);
+        alarm.stop(deadline.min(Instant::now() + LAST_MAIL_WITHIN));
     }
     shared.add_up();
     shared.workers.stop(deadline);

@@ -264,6 +264,11 @@ impl Local {
         &self.source
     }
 
+    /// What is not mirrored.
+    pub fn exclude(&self) -> &Exclude {
+        &self.options.exclude
+    }
+
     /// What mirrors cannot have.
     pub fn counters(&self) -> Counters {
         Counters {
@@ -353,18 +358,6 @@ impl Local {
             .map_err(|e| self.log.reason().unwrap_or(RecordError(e.to_string())))
     }
 
-    /// A time such that every change whose ctime is older is in the log (J5), apart from what mmap
-    /// stores have not written back yet.
-    pub fn logged_until(&self) -> SystemTime {
-        let now = SystemTime::now();
-        // With the write side in hand no request is between its effect and its record, except writes
-        // of data, which have noted when they began. What begins later is younger than `now`.
-        drop(self.inodes.write());
-        self.open
-            .unlogged_since()
-            .map_or(now, |since| since.min(now))
-    }
-
     /// What the log does not know, for a checkpoint (J5): every inode whose ctime is before `until` is in the
     /// log, but for these.
     pub fn unlogged(&self) -> Unlogged {
@@ -375,7 +368,8 @@ impl Local {
                 nodes: Vec::new(),
             };
         }
-        // As in `logged_until`.
+        // With the write side in hand no request is between its effect and its record, except writes
+        // of data, which have noted when they began. What begins later is younger than `now`.
         drop(self.inodes.write());
         let (nodes, since) = self.open.unlogged_nodes();
         if self.log.reason().is_some() {

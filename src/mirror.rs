@@ -451,19 +451,27 @@ impl Life {
     /// Notes a failure; says how long to wait.
     fn failed(&mut self, why: &MirrorError) -> Duration {
         let name = &self.config.name;
-        let class = why.class();
+        // One that the log has dropped is made like the source with the next connection. (One that was away waits for
+        // a person's word.)
+        let dropped = matches!(why, MirrorError::Lacks { .. })
+            && self.journal.mirror(name).is_ok_and(|m| !m.away);
+        let class = if dropped {
+            Class::Connection
+        } else {
+            why.class()
+        };
         let pause = match class {
             Class::Connection => backoff(&self.config, self.failures, jitter()),
             Class::Mirror => self.config.backoff_max,
         };
         let text = why.to_string();
         let state = match (class, why) {
+            (Class::Connection, _) => MirrorState::Retrying,
             (_, MirrorError::NeedsSync { .. } | MirrorError::Lacks { .. }) => {
                 MirrorState::NeedsSync
             }
             (_, MirrorError::Marker { what, .. }) if what.needs_sync() => MirrorState::NeedsSync,
             (Class::Mirror, _) => MirrorState::Stopped,
-            (Class::Connection, _) => MirrorState::Retrying,
         };
         self.live
             .resting(state, Some(text.clone()), Some(Instant::now() + pause));

@@ -32,6 +32,7 @@ mod tree;
 mod backlog;
 mod big_file;
 mod latency;
+mod million;
 mod new_files;
 mod opponents;
 mod rewritten;
@@ -62,7 +63,7 @@ pub struct Size {
     pub versions: usize,
     /// Length of the file of which a little changes, in bytes.
     pub changed_file: usize,
-    /// Files of a tree that is compared.
+    /// Files of a large tree.
     pub entries: usize,
 }
 
@@ -110,7 +111,7 @@ impl Size {
 
 type Part = fn(&Size, &mut Table);
 
-const PARTS: [(&str, Part, &str); 6] = [
+const PARTS: [(&str, Part, &str); 7] = [
     ("new-files", new_files::run, "many new files, beside rsync"),
     (
         "latency",
@@ -132,14 +133,15 @@ const PARTS: [(&str, Part, &str); 6] = [
         rewritten::run,
         "many versions of a file, and a little of a large one",
     ),
+    ("sync", sync::run, "a new mirror, beside rsync"),
     (
-        "sync",
-        sync::run,
-        "a new mirror, beside rsync; a tree that is the same, beside rsync --dry-run",
+        "million",
+        million::run,
+        "a large tree: a start and its scan, beside find; a sync of what is the same, beside rsync --dry-run",
     ),
 ];
 
-const USAGE: &str = "make bench BENCH=\"[--quick|--full] [--rounds N] [--rtt MS] [--pending N] [--entries N] [PART...]\"\n\n--rtt is of new-files and big-file, --pending of backlog, --entries of sync. Parts (all, if none is named):";
+const USAGE: &str = "make bench BENCH=\"[--quick|--full] [--rounds N] [--rtt MS] [--pending N] [--entries N] [PART...]\"\n\n--rtt is of new-files and big-file, --pending of backlog, --entries of million. Parts (all, if none is named):";
 
 fn usage() {
     println!("{USAGE}");

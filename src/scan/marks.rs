@@ -11,6 +11,7 @@
 //! wall clock and the time since the boot were: if they have come apart, no ctime is believed.
 
 use crate::change::{Change, Seq, Timestamp};
+use crate::exclude::Exclude;
 use crate::fault;
 use crate::journal::{Journal, JournalError};
 use crate::local::RESERVED;
@@ -241,6 +242,8 @@ pub struct Plan {
     pub unclean: bool,
     /// When it was last looked at, the source was not empty.
     pub had_content: bool,
+    /// What was excluded before, if that was something else than now: see [`excluded`](super::excluded).
+    pub excluded_before: Vec<Exclude>,
     nothing: bool,
 }
 
@@ -253,13 +256,14 @@ impl Plan {
             rows_after: None,
             unclean: false,
             had_content: false,
+            excluded_before: Vec::new(),
             nothing: true,
         }
     }
 
     /// Whether anything is to be done.
     pub fn is_needed(&self) -> bool {
-        !self.nothing
+        !self.nothing || !self.excluded_before.is_empty()
     }
 }
 
