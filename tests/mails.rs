@@ -347,6 +347,26 @@ fn test_mail_tells_what_the_mail_server_said() {
 }
 
 #[test]
+fn a_mail_that_was_taken_when_the_daemon_was_killed_comes_again_as_the_same() {
+    let smtpd = Smtpd::start(Wants::Nothing);
+    let (_sshd, mut daemon) = with_stopped_mirrors(&["m"]);
+    mail(&mut daemon, &smtpd, "");
+    daemon.start();
+    fs::write(smtpd.file("kill"), daemon.pid().to_string()).unwrap();
+    smtpd.wait_for(1);
+    assert_eq!(daemon.ends(), None, "it was not killed");
+    daemon.start();
+    let (subject, _) = smtpd.wait_for(2);
+    assert!(subject.ends_with("mirror m is stopped"), "{subject}");
+    wait_until("nothing waits", || daemon.status()["mail"]["waiting"] == 0);
+    daemon.stop();
+    let mails = smtpd.mails();
+    assert_eq!(mails.len(), 2);
+    let id = |n: usize| mails[n]["headers"]["message-id"].as_str().unwrap();
+    assert_eq!(id(0), id(1));
+}
+
+#[test]
 fn an_address_that_is_refused_keeps_nobody_else_from_being_told() {
     let smtpd = Smtpd::start(Wants::StartTlsAndLogin);
     fs::write(smtpd.file("unknown"), "admin@mail.test").unwrap();

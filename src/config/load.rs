@@ -500,7 +500,8 @@ impl Loader {
         }
     }
 
-    /// A file with a password that others may read is told of, and used all the same.
+    /// A file with a password that others may read, or a program that others may change or that is none, is told of, and
+    /// used all the same.
     fn check_secrets(&mut self) {
         let mirrors = self.config.mirrors.iter();
         let secrets = mirrors.filter_map(|m| Some(("passphrase_file", m.passphrase_file.clone()?)));
@@ -513,6 +514,26 @@ impl Loader {
             .collect();
         open.sort();
         open.dedup();
+        let programs = [
+            ("on_event", &self.config.on_event),
+            ("sendmail", &self.config.mail.sendmail),
+        ];
+        for (key, program) in programs {
+            let Some(program) = program else { continue };
+            let shown = program.display();
+            let mode = std::fs::metadata(program).map(|found| found.mode());
+            let warnings = &mut self.config.warnings;
+            match mode {
+                Err(why) => warnings.push(format!("{key} {shown} cannot be run: {why}")),
+                Ok(mode) if mode & 0o111 == 0 => {
+                    warnings.push(format!("{key} {shown} cannot be run: chmod +x {shown}"));
+                }
+                Ok(mode) if mode & 0o022 != 0 => warnings.push(format!(
+                    "{key} {shown} is run as root, and may be written by others than its owner: chmod go-w {shown}"
+                )),
+                Ok(_) => {}
+            }
+        }
         self.config
             .warnings
             .extend(open.into_iter().map(|(key, file)| {

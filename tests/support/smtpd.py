@@ -1,7 +1,8 @@
 """A mail server on loopback (aiosmtpd) that writes each mail into a directory as NUMBER.json.
 
 usage: smtpd.py DIR PORT none|starttls|tls [CERT KEY] ; the login, if one is wanted, is in $LOGIN as user:password.
-While there is a file DIR/refuse its text is the answer to every mail; addresses in DIR/unknown are not taken.
+While there is a file DIR/refuse its text is the answer to every mail; addresses in DIR/unknown are not taken. The
+process whose number is in DIR/kill is killed when the next mail is taken, before it is told so.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import email.policy
 import itertools
 import json
 import os
+import signal
 import ssl
 import sys
 
@@ -58,6 +60,12 @@ class Handler:
         with open(name + ".new", "w") as file:
             json.dump(told, file)
         os.rename(name + ".new", name)
+        try:
+            with open(os.path.join(directory, "kill")) as kill:
+                os.kill(int(kill.read()), signal.SIGKILL)
+            os.remove(os.path.join(directory, "kill"))
+        except FileNotFoundError:
+            pass
         return f"250 2.0.0 taken as number {number}"
 
 
