@@ -196,6 +196,8 @@ impl<R: Remote> Pipeline<'_, R> {
         if report.ends.is_empty() {
             return Ok(()); // it was told to stop
         }
+        // What was seen in the source is in the log up to there.
+        self.setup.source.wait_for_records();
         let after = self.setup.journal.head();
         for ((end, keys), job) in report.ends.iter().zip(&keys).zip(&jobs) {
             for key in keys {
