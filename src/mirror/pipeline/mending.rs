@@ -233,6 +233,13 @@ impl<R: Remote> Pipeline<'_, R> {
             self.scars.grow(path, scope, after);
         }
         self.take_refusals(report.refused, &jobs, after)?;
+        for path in report.unsure {
+            let scope = Scope {
+                bytes: true,
+                ..Scope::ENTRY
+            };
+            self.scars.add(Mend::new(path, scope), after);
+        }
         for path in report.unfinished {
             let mend = Mend {
                 resend: true,
