@@ -40,6 +40,8 @@ pub(super) struct Held {
     fresh: usize,
     /// They are tried again at once.
     at_once: bool,
+    /// None is to be tried again before this; of one that is done by now it may be.
+    next_try: i64,
     /// They are being tried again: those up to here.
     trying: Option<Seq>,
     /// How long the first try of a parked one waits.
@@ -55,6 +57,7 @@ impl Held {
             paths: PathIndex::default(),
             fresh: 0,
             at_once,
+            next_try: 0,
             trying: None,
             pause,
         };
@@ -97,6 +100,7 @@ impl Held {
                 .saturating_mul(times.map_or(LONGEST, |t| t.min(LONGEST)));
             now_ms().saturating_add(i64::try_from(pause.as_millis()).unwrap_or(i64::MAX))
         });
+        self.next_try = next_try.map_or(self.next_try, |at| at.min(self.next_try));
         let parked = Parked {
             row,
             error,
@@ -133,16 +137,17 @@ impl Held {
     }
 
     /// Whether they are to be tried again now.
-    pub fn is_due(&self) -> bool {
+    pub fn is_due(&mut self) -> bool {
         if self.trying.is_some() || self.rows.is_empty() {
             return false;
         }
         let now = now_ms();
-        self.at_once
-            || self
-                .rows
-                .values()
-                .any(|p| p.next_try.is_some_and(|at| at <= now))
+        // They may be thousands, and this is asked at every turn.
+        if self.next_try <= now {
+            let all = self.rows.values().filter_map(|parked| parked.next_try);
+            self.next_try = all.min().unwrap_or(i64::MAX);
+        }
+        self.at_once || self.next_try <= now
     }
 
     /// Hands all of them out to be tried again, in order. They stay noted until they are done. `cursor` is
