@@ -134,7 +134,7 @@ pub enum Command {
         /// Remove what only the mirror has
         #[arg(long)]
         delete: bool,
-        /// Take no file for the same because its size and time are: send it again
+        /// Take no file for the same because its size and time are: send it if its bytes differ
         #[arg(long)]
         checksum: bool,
     },
@@ -150,7 +150,7 @@ pub enum Command {
     Verify {
         /// The mirror
         name: String,
-        /// Read the files back and compare every byte, not only type, size, time, mode and owner
+        /// Compare every byte, not only type, size, time, mode and owner
         #[arg(long)]
         checksum: bool,
         /// As JSON, for scripts

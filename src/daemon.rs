@@ -262,7 +262,11 @@ fn run_with(
         (true, false) => Writing::UnderWay,
         (false, false) => Writing::No,
     };
-    let source = Arc::new(Source::new(root, Box::new(watch)).without(config.exclude.clone()));
+    let recorded = Arc::clone(&local);
+    let source = Source::new(root, Box::new(watch))
+        .without(config.exclude.clone())
+        .with_barrier(Box::new(move || recorded.wait_for_records()));
+    let source = Arc::new(source);
     source.set_max_delete(config.max_delete);
     // What may fail comes before workers and mount, or ends them.
     let tally = Tally::open(&journal).map_err(failed)?;

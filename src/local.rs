@@ -259,6 +259,11 @@ impl Local {
         self.inodes.root().as_fd()
     }
 
+    /// Returns when what has happened to names by now is recorded (or kept, if the log fails).
+    pub fn wait_for_records(&self) {
+        drop(self.inodes.read()); // who changes names holds its other side until the record
+    }
+
     /// The source's path, without symbolic links.
     pub fn source(&self) -> &Path {
         &self.source

@@ -9,6 +9,7 @@ use super::support::sshd::{ORDINARY_USER, Sshd, ids_of};
 use super::support::tree::{assert_same, differences};
 use proxyfs::journal::Journal;
 use std::fs::{self, Permissions};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -380,6 +381,65 @@ fn neither_a_big_file_nor_a_long_directory_holds_up_what_changes_while_they_are_
         "{sent} bytes for {all}: something was sent twice"
     );
     daemon.stop();
+}
+
+#[test]
+fn of_files_whose_bytes_are_in_doubt_only_those_that_differ_are_sent() {
+    // One that may run programs there, and one that may not.
+    let shell = Sshd::builder().ordinary_user().start();
+    let sftp_only = Sshd::builder()
+        .ordinary_user()
+        .line("ForceCommand internal-sftp")
+        .start();
+    for (sshd, most_down) in [(shell, 300_000), (sftp_only, 10_000_000)] {
+        let relay = Relay::start(sshd.port(), Duration::ZERO);
+        let mut daemon = Daemon::new();
+        let www = daemon.source();
+        let odd = ["-n", "a\nb", "$(touch hacked)", "'\"\\", " ", "*"];
+        let odd = odd.iter().map(|name| name.as_bytes().to_vec());
+        let plain = (0..40).map(|n| format!("file{n}").into_bytes());
+        let names: Vec<Vec<u8>> = odd.chain([b"\xff\xfe".to_vec()]).chain(plain).collect();
+        for (n, name) in names.iter().enumerate() {
+            let name = std::ffi::OsStr::from_bytes(name);
+            fs::write(www.join(name), vec![n as u8; 100_000]).unwrap();
+        }
+        let port = relay.port().to_string();
+        add(&mut daemon, "m", &sshd, &[("port", &port)]);
+        daemon.start();
+        everything_arrives(&daemon, &sshd, &["m"]);
+        let mirror = base(&sshd, "m");
+        let victims = [mirror.join("a\nb"), mirror.join("file7")];
+        for victim in &victims {
+            let time = victim.metadata().unwrap().modified().unwrap();
+            let file = fs::File::options().write(true).open(victim).unwrap();
+            file.write_all_at(b"other", 50_000).unwrap();
+            file.set_modified(time).unwrap();
+        }
+        fs::set_permissions(mirror.join("file8"), Permissions::from_mode(0o600)).unwrap();
+        let compared = daemon.run(&["verify", "m", "--checksum"]);
+        assert_eq!(compared.status.code(), Some(1));
+        let told = String::from_utf8(compared.stdout).unwrap();
+        for line in [
+            "bytes       a\\nb\n",
+            "bytes       file7\n",
+            "mode        file8\n",
+        ] {
+            assert!(told.contains(line), "{line}{told}");
+        }
+        let before = (relay.bytes_up(), relay.bytes_down());
+        let told = daemon.ok(&["sync", "m", "--checksum"]);
+        assert!(
+            told.contains(" 2 sent (195 KiB), 1 changed in mode"),
+            "{told}"
+        );
+        let (up, down) = (relay.bytes_up() - before.0, relay.bytes_down() - before.1);
+        assert!(
+            up < 500_000 && down < most_down,
+            "{up} up, {down} down of 4.7 MB"
+        );
+        assert_same(&www, &mirror);
+        daemon.stop();
+    }
 }
 
 #[test]

@@ -16,7 +16,8 @@
 //! read here does not outlive its record; once for as many files as are ready.
 //!
 //! A file that has the same type, size and modification time (in seconds, as SFTP has them) is the same; of one
-//! whose mode or owner differs only these are set. `Scope::bytes` takes no file for the same and sends it again.
+//! whose mode or owner differs only these are set. `Scope::bytes` takes no file for the same before its bytes are
+//! compared: `suspects.rs`.
 //!
 //! Work is done in slices: [`Tools::pauses`] is asked behind each entry, and when it says so what is on its way
 //! is finished, and the report tells how far each tree is. Neither a big file nor a long directory makes a slice long:
@@ -36,6 +37,7 @@ mod files;
 mod listing;
 mod reading;
 mod report;
+mod suspects;
 mod walk;
 
 use super::errors::MirrorError;
@@ -119,6 +121,8 @@ pub struct Repair<'a, R: Remote> {
     /// What is ready to be shown.
     ready: Vec<files::Ready>,
     links: HashMap<Seq, Link>,
+    /// Files whose checksums are asked for.
+    suspects: Vec<suspects::Suspect>,
     /// Files that are read back.
     reading: std::collections::BTreeMap<Seq, Reading>,
     /// Names that are to be given to files once these are there.
@@ -183,6 +187,7 @@ impl<'a, R: Remote> Repair<'a, R> {
             again: Vec::new(),
             ready: Vec::new(),
             links: HashMap::new(),
+            suspects: Vec::new(),
             reading: std::collections::BTreeMap::new(),
             later: Vec::new(),
             looks: Vec::new(),
@@ -206,13 +211,14 @@ impl<'a, R: Remote> Repair<'a, R> {
             self.report.ends.clear();
             return Ok(self.report);
         }
-        while !self.files.is_empty() && !self.is_over() {
+        while !(self.is_over() || self.files.is_empty() && self.suspects.is_empty()) {
             if (self.tools.stop)() {
                 self.report.ends.clear();
                 return Ok(self.report);
             }
             self.turn()?;
         }
+        self.postpone_suspects();
         self.freeze();
         self.drain()?;
         while self.listings.is_waiting() {
@@ -239,7 +245,9 @@ impl<'a, R: Remote> Repair<'a, R> {
         let mut open: Vec<bool> = vec![false; self.jobs.len()];
         self.queue.iter().for_each(|dir| open[dir.job] = true);
         for (job, open) in open.into_iter().enumerate() {
-            let unfinished = self.report.unfinished.contains(&self.jobs[job].path);
+            let path = &self.jobs[job].path;
+            let unfinished =
+                self.report.unfinished.contains(path) || self.report.unsure.contains(path);
             self.report.ends[job] = match (open, self.last[job].take()) {
                 _ if !self.begun[job] || unfinished => End::Untouched,
                 (false, _) => End::Done,
@@ -350,7 +358,7 @@ impl<'a, R: Remote> Repair<'a, R> {
             path.clone(),
             entry.map(|e| e.stat),
             there.as_ref(),
-            resend,
+            (false, resend),
         )?;
         self.report.counts.entries += 1;
         // Something is not known of a directory, else it were no job.
@@ -370,7 +378,7 @@ impl<'a, R: Remote> Repair<'a, R> {
         path: RelPath,
         here: Option<rustix::fs::Stat>,
         there: Option<&There>,
-        resend: bool,
+        (suspect, resend): (bool, bool),
     ) -> Result<Next, MirrorError> {
         let sort = here.as_ref().map(sort_of);
         let is_directory = sort == Some(Sort::Directory) || there.is_some_and(|t| is_dir(&t.attrs));
@@ -415,8 +423,8 @@ impl<'a, R: Remote> Repair<'a, R> {
             return Ok(Next::Nothing);
         }
         let there = there.filter(|_| kind == Some(Sort::File));
-        let bytes = self.jobs[job].scope.bytes || resend;
-        self.fix_file(path, &here, there, bytes)?;
+        let suspect = self.jobs[job].scope.bytes || suspect;
+        self.fix_file(path, &here, there, (suspect, resend))?;
         Ok(Next::Nothing)
     }
 
@@ -507,6 +515,7 @@ impl<'a, R: Remote> Repair<'a, R> {
     fn turn(&mut self) -> Result<(), MirrorError> {
         self.measure();
         self.feed()?;
+        self.ask_for_checksums()?;
         self.remote.pump(Duration::from_millis(200), None)?;
         while let Some((ticket, reply)) = self.remote.reply() {
             let Some(reply) = self.listings.take(ticket, reply, self.remote) else {
@@ -562,6 +571,7 @@ impl<'a, R: Remote> Repair<'a, R> {
         loop {
             self.name_later()?;
             let idle = self.reading.is_empty()
+                && self.suspects.is_empty()
                 && self.files.keys().all(|number| self.frozen.contains(number))
                 && self.again.is_empty()
                 && self.ready.is_empty();

@@ -491,14 +491,15 @@ impl Scars {
         self.due().next().is_some()
     }
 
-    /// Whether the entry at a path is to be repaired by itself, and its file sent whatever it looks like.
-    pub fn resends(&self, path: &RelPath) -> Option<bool> {
+    /// Whether the entry at a path is to be repaired by itself; and whether the bytes of its file are in doubt, or are to be
+    /// sent whatever it looks like.
+    pub fn resends(&self, path: &RelPath) -> Option<(bool, bool)> {
         if self.open.len() < 2 {
             return None;
         }
         let scar = self.all.get(&(path.clone(), Depth::Entry))?;
-        let sent = scar.mend.resend || scar.mend.scope.bytes;
-        scar.is_open().then_some(sent)
+        scar.is_open()
+            .then_some((scar.mend.scope.bytes, scar.mend.resend))
     }
 
     /// One was repaired, from where the log was `before` to where it was `after`.

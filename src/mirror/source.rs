@@ -39,6 +39,9 @@ pub enum Writing {
 /// Tells what is being done to the file with this inode number.
 pub type Watch = Box<dyn Fn(u64) -> Writing + Send + Sync>;
 
+/// Returns when what has happened to names in the source by now is in the log.
+pub type Barrier = Box<dyn Fn() + Send + Sync>;
+
 /// The source's tree, held by its root.
 pub struct Source {
     root: OwnedFd,
@@ -46,6 +49,7 @@ pub struct Source {
     exclude: Exclude,
     /// How much of it may be deleted at once on a mirror.
     max_delete: Mutex<MaxDelete>,
+    barrier: Barrier,
 }
 
 #[repr(C)]
@@ -65,6 +69,7 @@ impl Source {
             watch,
             exclude,
             max_delete: Mutex::default(),
+            barrier: Box::new(|| {}),
         }
     }
 
@@ -88,6 +93,18 @@ impl Source {
     #[must_use]
     pub fn without(self, exclude: Exclude) -> Source {
         Source { exclude, ..self }
+    }
+
+    /// The same tree, of which somebody tells when what was seen in it is in the log.
+    #[must_use]
+    pub fn with_barrier(self, barrier: Barrier) -> Source {
+        Source { barrier, ..self }
+    }
+
+    /// Waits until what has happened to names by now is in the log: a rename that was seen here may be between its
+    /// effect and its record.
+    pub fn wait_for_records(&self) {
+        (self.barrier)();
     }
 
     /// Whether a path, a directory or not, is excluded.

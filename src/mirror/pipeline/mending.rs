@@ -198,6 +198,8 @@ impl<R: Remote> Pipeline<'_, R> {
         if report.ends.is_empty() {
             return Ok(()); // it was told to stop
         }
+        // What was seen in the source is in the log up to there.
+        self.setup.source.wait_for_records();
         let after = self.setup.journal.head();
         for ((end, keys), job) in report.ends.iter().zip(&keys).zip(&jobs) {
             for key in keys {
@@ -233,6 +235,13 @@ impl<R: Remote> Pipeline<'_, R> {
             self.scars.grow(path, scope, after);
         }
         self.take_refusals(report.refused, &jobs, after)?;
+        for path in report.unsure {
+            let scope = Scope {
+                bytes: true,
+                ..Scope::ENTRY
+            };
+            self.scars.add(Mend::new(path, scope), after);
+        }
         for path in report.unfinished {
             let mend = Mend {
                 resend: true,

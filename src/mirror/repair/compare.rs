@@ -153,7 +153,7 @@ impl<R: Remote> Repair<'_, R> {
         }
         match sort {
             Sort::Directory => return Ok(Next::Into(false)),
-            Sort::File if same && bytes => self.read_back(path)?,
+            Sort::File if same && bytes => self.suspect(path, here, *there)?,
             Sort::Symlink => {
                 if let Some(entry) = self.entry(&path)? {
                     let at = self.tools.place.path(&path);
@@ -190,8 +190,10 @@ impl<R: Remote> Repair<'_, R> {
         path: RelPath,
         here: &Stat,
         there: Option<&There>,
-        bytes: bool,
+        (suspect, resend): (bool, bool),
     ) -> Result<(), MirrorError> {
+        let bytes = suspect || resend;
+        let suspect = suspect && !resend;
         let Rules {
             setstat,
             fsetstat,
@@ -208,19 +210,17 @@ impl<R: Remote> Repair<'_, R> {
             if several && !self.is_one_file(&path, here, there) {
                 return Ok(());
             }
-            let attrs = &there.attrs;
-            let same = !setstat || same_mode(here, attrs);
-            if !same || !same_owner(here, attrs, self.tools.rules) {
-                self.report.counts.set += 1;
-                let at = self.tools.place.path(&path);
-                let (mode, owner) = (Some(here.st_mode & 0o7777), Some(owner_of(here)));
-                let times = Some(times_of(here));
-                let all = plan::attributes(mode, owner, times, self.tools.rules);
-                for request in plan::set(at, all, false) {
-                    self.send_as(Purpose::Must(path.clone()), request);
-                }
-            }
+            self.fix_attributes(path, here, &there.attrs);
             return Ok(());
+        }
+        if let Some(there) = there
+            && suspect
+            && !several
+            && setstat
+            && same_content(here, &there.attrs)
+            && self.may_compare(here)
+        {
+            return self.suspect(path, *here, there.attrs);
         }
         // Its other names there show the bytes too.
         if several && self.gets_name(&path, here) {
@@ -233,6 +233,22 @@ impl<R: Remote> Repair<'_, R> {
             self.is_there(&path, here);
         }
         self.send(path, entry, several && there.is_some())
+    }
+
+    /// Sets what differs of a file that has its bytes.
+    pub(super) fn fix_attributes(&mut self, path: RelPath, here: &Stat, there: &Attrs) {
+        let same = !self.tools.rules.setstat || same_mode(here, there);
+        if same && same_owner(here, there, self.tools.rules) {
+            return;
+        }
+        self.report.counts.set += 1;
+        let at = self.tools.place.path(&path);
+        let (mode, owner) = (Some(here.st_mode & 0o7777), Some(owner_of(here)));
+        let times = Some(times_of(here));
+        let all = plan::attributes(mode, owner, times, self.tools.rules);
+        for request in plan::set(at, all, false) {
+            self.send_as(Purpose::Must(path.clone()), request);
+        }
     }
 
     /// Of a file with several names that is as it should be: whether it is the same one as its first name.

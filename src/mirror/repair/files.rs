@@ -185,6 +185,17 @@ impl<R: Remote> Repair<'_, R> {
         Ok(())
     }
 
+    /// A file is sent as soon as there is room.
+    pub(super) fn again_later(&mut self, path: RelPath, entry: Entry) {
+        self.again.push(File {
+            path,
+            entry,
+            in_place: false,
+            tries: 0,
+            upload: None,
+        });
+    }
+
     /// Further lanes, where they are of use.
     fn want_lanes(&mut self, size: u64) {
         use crate::sftp::lanes::{FAR, MOST_LANES};
@@ -402,13 +413,7 @@ impl<R: Remote> Repair<'_, R> {
         }
         // The first name could not be made: this one is a file of its own.
         if let Some(entry) = self.entry(&path)? {
-            self.again.push(File {
-                path,
-                entry,
-                in_place: false,
-                tries: 0,
-                upload: None,
-            });
+            self.again_later(path, entry);
         }
         Ok(())
     }

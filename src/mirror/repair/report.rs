@@ -27,8 +27,9 @@ pub struct Tools<'a> {
     pub compare: bool,
     /// Whether a path, and what is below it, is left alone.
     pub spares: &'a dyn Fn(&RelPath) -> bool,
-    /// Whether a file below is to be sent whatever it looks like; none: nothing is known of it.
-    pub resends: &'a dyn Fn(&RelPath) -> Option<bool>,
+    /// Whether the bytes of a file below are in doubt, and whether it is to be sent whatever it looks like; none: nothing
+    /// is known of it.
+    pub resends: &'a dyn Fn(&RelPath) -> Option<(bool, bool)>,
 }
 
 /// One path that is to be made like the source.
@@ -165,6 +166,8 @@ pub struct Report {
     pub counts: Counts,
     /// Big files that are half sent: to be repaired again.
     pub unfinished: Vec<RelPath>,
+    /// Files of which it is not known yet whether the bytes are the same: to be repaired again.
+    pub unsure: Vec<RelPath>,
     /// For the next slice.
     pub carry: Carry,
 }

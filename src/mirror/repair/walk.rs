@@ -312,8 +312,13 @@ impl<R: Remote> Repair<'_, R> {
         self.moved_on = true;
         let known = (self.tools.resends)(&path);
         let is_directory = sort_of(&stat) == Sort::Directory;
-        let resend = known.unwrap_or(false);
-        let next = self.fix(dir.job, path.clone(), Some(stat), twin, resend)?;
+        let next = self.fix(
+            dir.job,
+            path.clone(),
+            Some(stat),
+            twin,
+            known.unwrap_or_default(),
+        )?;
         if known.is_some() && !is_directory {
             self.report.also.push(path.clone());
         }
