@@ -157,14 +157,13 @@ impl Shared {
     fn tidy_up(&self) {
         let limit = self.config().log_limit;
         let bounded = self.journal.bound(limit).map(|late| {
+            // (It is mailed as long as it lacks something.)
             for name in late {
-                let why = format!(
-                    "it is so far behind that the log would outgrow log_limit ({} KiB), or fill its disk: its changes \
-                     are dropped, and it is compared with the whole source when it is back",
+                log::error!(
+                    "mirror {name}: it is so far behind that the log would outgrow log_limit ({} KiB), or fill its \
+                     disk: its changes are dropped, and it is compared with the whole source when it is back",
                     limit >> 10
                 );
-                log::error!("mirror {name}: {why}");
-                self.tell_of(Kind::NeedsSync, &name, &why);
             }
         });
         let failed = bounded.and_then(|()| self.journal.maintain());

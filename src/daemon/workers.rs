@@ -191,7 +191,6 @@ pub(super) fn unknown_mirror(name: &str, known: &[&str]) -> String {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::config::{Config, Overrides};
