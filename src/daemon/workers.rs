@@ -189,3 +189,55 @@ pub(super) fn unknown_mirror(name: &str, known: &[&str]) -> String {
         known.join(", ")
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Overrides};
+    use crate::mirror::source::Writing;
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    #[test]
+    fn who_looks_at_the_workers_does_not_wait_for_one_that_ends_late() {
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("ini");
+        std::fs::create_dir(dir.path().join("www")).unwrap();
+        let (d, port) = (dir.path().display(), silent.local_addr().unwrap().port());
+        let ini = format!(
+            "[proxyfs]\nsource = {d}/www\nmount_point = {d}/www\nstate_dir = {d}\n[mirror m]\nhost = 127.0.0.1\n\
+             port = {port}\nuser = u\npath = /p\nkey = {d}/key\n"
+        );
+        std::fs::write(&file, ini).unwrap();
+        let key = dir.path().join("key");
+        let mut keygen = std::process::Command::new("ssh-keygen");
+        keygen.args(["-q", "-t", "ed25519", "-N", "", "-f"]);
+        assert!(keygen.arg(&key).status().unwrap().success());
+        let config = Config::load(&file, Overrides::default()).unwrap();
+        let journal = Arc::new(Journal::open(dir.path()).unwrap());
+        let root = std::fs::File::open(dir.path().join("www")).unwrap().into();
+        let source = Arc::new(Source::new(root, Box::new(|_| Writing::No)));
+        let workers = Workers::new(journal, source);
+        let soon = || Instant::now() + Duration::from_secs(4);
+        workers.apply(&config.mirrors, soon()).unwrap();
+        let (_, live) = workers.lives().remove(0);
+        silent.set_nonblocking(true).unwrap();
+        let until = Instant::now() + Duration::from_secs(8);
+        let _connecting = loop {
+            match silent.accept() {
+                Ok(accepted) => break accepted,
+                Err(_) => assert!(Instant::now() < until, "{:?}", live.now().last_error),
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| workers.stop(soon()));
+            while !workers.lives().is_empty() {
+                std::thread::yield_now();
+            }
+            assert!(Arc::strong_count(&live) > 1, "the worker has ended already");
+        });
+        assert_eq!(Arc::strong_count(&live), 1);
+    }
+}
