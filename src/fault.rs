@@ -14,8 +14,21 @@ pub fn point(name: &'static str) {
     let _ = name;
 }
 
+/// Whether a rule is kept here: always, but where a test breaks it to show that this is found. Where a rule's name
+/// stands in the code, that is what keeps it.
+#[inline(always)]
+pub fn keeps(rule: &'static str) -> bool {
+    #[cfg(debug_assertions)]
+    return hook::keeps(rule);
+    #[cfg(not(debug_assertions))]
+    {
+        let _ = rule;
+        true
+    }
+}
+
 #[cfg(debug_assertions)]
-pub use hook::watch;
+pub use hook::{break_rule, watch};
 
 #[cfg(debug_assertions)]
 mod hook {
@@ -25,6 +38,16 @@ mod hook {
 
     thread_local! {
         static HOOK: Cell<Option<Hook>> = const { Cell::new(None) };
+        static BROKEN: Cell<&'static str> = const { Cell::new("") };
+    }
+
+    /// From now on this thread does not keep the rule; none: it keeps all.
+    pub fn break_rule(rule: Option<&'static str>) {
+        BROKEN.set(rule.unwrap_or_default());
+    }
+
+    pub(super) fn keeps(rule: &'static str) -> bool {
+        BROKEN.get() != rule
     }
 
     /// Has `hook` called at every point that this thread comes to; none: nothing any more. If it unwinds, which

@@ -25,6 +25,9 @@ const KEPT: [u64; 3] = [210, 423, 1_795_537_831_854_494];
 
 /// One history. Gives how often the daemon died in it.
 fn play(seed: u64) -> u32 {
+    if let Ok(rule) = std::env::var("PROXYFS_BREAK") {
+        proxyfs::fault::break_rule(Some(rule.leak()));
+    }
     let mut world = World::new(seed);
     let lives = 1 + world.random().below(4);
     let mut deaths = 0;

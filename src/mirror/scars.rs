@@ -34,6 +34,7 @@ use super::held::MOST;
 use super::related::PathIndex;
 use super::repair::order::walk_order;
 use crate::change::{Change, Depth, RelPath, Scope, Seq};
+use crate::fault;
 use crate::journal::{Mend, Trust, Walked, now_ms};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -180,11 +181,6 @@ fn removes(change: &Change, path: &RelPath) -> bool {
 /// Whether the bytes at its paths may be others afterwards.
 fn brings_bytes(change: &Change) -> bool {
     change.is_pivot() || matches!(change, Change::Content { .. })
-}
-
-/// Whether it is about all that is below its paths.
-fn is_about_all(change: &Change) -> bool {
-    change.is_pivot() || matches!(change, Change::Rmdir { .. })
 }
 
 /// What has to be repaired where a row is not replayed.
@@ -343,6 +339,24 @@ impl Scars {
         keys.filter_map(|key| self.all.get(&key))
     }
 
+    /// Whether it is about all that is below its paths. A directory that was made is empty: what a scar has for it may
+    /// be another one, which was moved away unseen, with all that was in it. (In a sync only the mirror may have that.)
+    fn is_about_all(&self, change: &Change) -> bool {
+        let unseen = |path| self.over(path).any(|scar| scar.mend.trust != Trust::Log);
+        match change {
+            Change::Mkdir { path, .. } => unseen(path),
+            Change::Rmdir { .. } => true,
+            Change::Unlink { .. }
+            | Change::Symlink { .. }
+            | Change::Link { .. }
+            | Change::Rename { .. }
+            | Change::Exchange { .. }
+            | Change::Content { .. }
+            | Change::Attr { .. }
+            | Change::Repair { .. } => change.is_pivot(),
+        }
+    }
+
     /// Whether a row has to do with a scar, and so is not to be replayed. If it has, its paths are scars, or
     /// covered by a repair.
     pub fn take_up(&mut self, change: &Change, seq: Seq) -> bool {
@@ -350,10 +364,14 @@ impl Scars {
             self.add(Mend::new(path.clone(), *scope), seq);
             return true;
         }
-        if self.all.is_empty() {
+        if self.all.is_empty() || !fault::keeps("R4") {
             return false;
         }
-        let (whole, scope) = (is_about_all(change), scope_for(change));
+        let whole = self.is_about_all(change);
+        let scope = match change {
+            Change::Mkdir { .. } if whole => Scope::TREE,
+            _ => scope_for(change),
+        };
         let goes = matches!(change, Change::Rmdir { .. } | Change::Unlink { .. });
         let held = |path: &RelPath| {
             let holds = |scar: &Scar| match scar.region(path, whole, seq) {
@@ -381,7 +399,7 @@ impl Scars {
 
     /// Whether a repair that was made read the source after row `seq`, or one that is to come will.
     fn is_covered(&self, change: &Change, path: &RelPath, seq: Seq) -> bool {
-        let (whole, brings) = (is_about_all(change), brings_bytes(change));
+        let (whole, brings) = (self.is_about_all(change), brings_bytes(change));
         self.over(path).any(|scar| {
             let mend = &scar.mend;
             let itself = mend.path == *path;

@@ -4,9 +4,9 @@ use super::super::support::fake_server::{Cut, FakeServer};
 use super::super::support::random::Random;
 use super::super::support::tree;
 use super::hands::{Hands, LENGTHS, any_path};
-use proxyfs::change::{Change, Seq};
+use proxyfs::change::{Change, RelPath, Seq};
 use proxyfs::fault;
-use proxyfs::journal::{Journal, Reader, Recorder};
+use proxyfs::journal::{FILE_NAME, Journal, Reader, Recorder};
 use proxyfs::local::{Local, LocalOptions};
 use proxyfs::mirror::errors::MirrorError;
 use proxyfs::mirror::inbox::{Notice, inbox};
@@ -20,7 +20,7 @@ use proxyfs::scan::Scan;
 use proxyfs::scan::keeper::Work;
 use proxyfs::scan::marks::{self, FsClock, Run};
 use proxyfs::scan::survivors::Survivors;
-use proxyfs::sftp::Request;
+use proxyfs::sftp::{OpenMode, Request};
 use std::cell::{Cell, RefCell};
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
@@ -67,8 +67,23 @@ pub struct World {
     told: Rc<RefCell<Vec<String>>>,
     /// Something was repaired: which names are one file, and the times of directories, may differ.
     repaired: Cell<bool>,
-    /// Not only the daemon died, but the machine (whose disk happened to keep everything).
+    /// Not only the daemon died, but the machine.
     went_down: Cell<bool>,
+    disk: Rc<Disk>,
+    /// The mirror is not what the log says: a sync is to be asked for in the end.
+    strange: Cell<bool>,
+}
+
+/// What of the state directory, and of the source, is surely on the disk.
+#[derive(Default)]
+struct Disk {
+    /// The journal that is at work.
+    journal: RefCell<Option<Arc<Journal>>>,
+    /// So much of its WAL is there, in bytes, and so the log up to here.
+    wal: Cell<u64>,
+    head: Cell<Seq>,
+    /// A copy of the source as it was at the last checkpoint, if one is kept.
+    source: RefCell<Option<PathBuf>>,
 }
 
 impl World {
@@ -102,6 +117,8 @@ impl World {
             told: Rc::default(),
             repaired: Cell::new(false),
             went_down: Cell::new(false),
+            disk: Rc::default(),
+            strange: Cell::new(false),
             _dir: dir,
         }
     }
@@ -125,6 +142,7 @@ impl World {
     fn start(&self) -> Life {
         let state = self.state.borrow().clone();
         let journal = Arc::new(Journal::open(&state).unwrap());
+        *self.disk.journal.borrow_mut() = Some(Arc::clone(&journal));
         journal.add_mirror("m", true).unwrap();
         if self.went_down.take() {
             journal.set_meta("run", "another boot").unwrap();
@@ -149,6 +167,7 @@ impl World {
         };
         let run = Run::now(local.root_fd(), &state);
         let now = clock.now();
+        let before = journal.head();
         let plan = marks::plan(&journal, &run, now).unwrap();
         marks::begin(&journal, &run, now).unwrap();
         scan.prepare(&plan).unwrap();
@@ -160,7 +179,6 @@ impl World {
             keeper: Work { scan, clock },
         };
         self.tell(format!("-- started: {plan:?}"));
-        let before = life.journal.head();
         self.work(&life, 10);
         life.keeper.scan.run(&plan).unwrap();
         for row in life.journal.reader().unwrap().rows(before, 1000).unwrap() {
@@ -171,9 +189,7 @@ impl World {
 
     /// The daemon lives for some sessions. If it is mortal it may die at any point; says whether it did.
     pub fn live(&mut self, life: &mut Option<Life>, mortal: bool) -> bool {
-        if mortal {
-            self.watch_for_death();
-        }
+        self.watch_points(mortal);
         let lived = catch_unwind(AssertUnwindSafe(|| {
             if life.is_none() {
                 *life = Some(self.start());
@@ -203,8 +219,9 @@ impl World {
         }
     }
 
-    /// At one of the next points it dies: what is in the state directory then is all that is left of it.
-    fn watch_for_death(&self) {
+    /// Notes what is on the disk. If it is mortal the daemon dies at one of the next points: what is in the state
+    /// directory then is all that is left of it.
+    fn watch_points(&self, mortal: bool) {
         let mut random = self.random();
         let only = random.pick(&[
             "",
@@ -217,14 +234,22 @@ impl World {
             "scan.",
         ]);
         let mut left = match only {
+            _ if !mortal => u64::MAX,
             "" => random.below(400),
             "checkpoint." | "scan." => random.below(6),
             _ => random.below(60),
         };
         let state = Rc::clone(&self.state);
         let told = Rc::clone(&self.told);
+        let disk = Rc::clone(&self.disk);
         let next = self.next_state();
+        let root = self.root.clone();
         fault::watch(Some(Box::new(move |point| {
+            match point {
+                "journal.durable" => disk.is_durable(&state.borrow()),
+                "checkpoint.durable" => disk.keep_source(&root),
+                _ => {}
+            }
             if !point.starts_with(only) {
                 return;
             }
@@ -249,8 +274,40 @@ impl World {
         self.deaths += 1;
         self.repaired.set(true);
         self.hands.get_mut().died();
-        self.went_down.set(self.random().one_in(4));
+        self.disk.journal.take();
+        if self.random().one_in(3) {
+            self.lose_power();
+        }
         self.look_for_parts();
+    }
+
+    /// The machine dies as well: of the WAL at least that is left which was made durable, of the source all, or what
+    /// the last checkpoint has made durable.
+    fn lose_power(&self) {
+        self.went_down.set(true);
+        let wal = self.state.borrow().join(format!("{FILE_NAME}-wal"));
+        let length = fs::metadata(&wal).map_or(0, |wal| wal.len());
+        let durable = self.disk.wal.get().min(length);
+        let kept = durable + self.random().below(length - durable + 1);
+        if length > 0 {
+            let wal = File::options().write(true).open(&wal).unwrap();
+            wal.set_len(kept).unwrap();
+        }
+        let before = self.disk.source.borrow();
+        let before = before.as_ref().filter(|_| self.random().one_in(2));
+        // A source that is empty all at once is not taken for one (P8).
+        let before = before.filter(|before| fs::read_dir(before).unwrap().count() > 1);
+        if let Some(before) = before {
+            become_like(&self.root, before);
+        }
+        let source = if before.is_some() {
+            "as it was"
+        } else {
+            "kept"
+        };
+        self.tell(format!(
+            "-- no power: {kept} of {length} bytes of the WAL left, {durable} of them surely; source {source}"
+        ));
     }
 
     /// What is of no single version now.
@@ -277,6 +334,11 @@ impl World {
         self.hands.get_mut().close_all(&life.local);
         life.local.flush_all().unwrap();
         life.keeper.checkpoint(true);
+        // The last connection moves all of it into the database.
+        self.disk.journal.take();
+        drop(life);
+        self.disk.wal.set(0);
+        self.disk.keep_source(&self.root);
     }
 
     /// While no daemon runs, somebody works in the source itself.
@@ -406,7 +468,11 @@ impl World {
                 [1, 3, 1000][random.below(3) as usize],
             )
         };
-        let mut server = FakeServer::new(cut, batch, idle, watch).lanes(lanes, self.seed);
+        let mut server =
+            FakeServer::new(cut, batch, idle, watch).lanes(lanes, self.random().next());
+        if self.random().one_in(2) {
+            server = server.late();
+        }
         server.weight = if self.seed.is_multiple_of(3) { 32 } else { 1 };
         let place = Place::new(self.base.as_os_str().as_bytes());
         let position = reader.mirror("m").unwrap();
@@ -456,6 +522,12 @@ impl World {
 
     /// What becomes visible now is whole (P4), and the disk knows of it (J3).
     fn look_at(&self, life: &Life, check: &Reader, request: &Request) {
+        let paths: Vec<RelPath> = shown_by(request)
+            .filter_map(|path| self.of_mirror(path))
+            .collect();
+        if !paths.is_empty() {
+            self.is_on_the_disk(check, request, &paths);
+        }
         let Request::PosixRename { from, .. } = request else {
             return;
         };
@@ -478,6 +550,43 @@ impl World {
         }
     }
 
+    /// J3: a row that the disk has tells of this, or a repair that is noted.
+    fn is_on_the_disk(&self, check: &Reader, request: &Request, paths: &[RelPath]) {
+        let position = check.mirror("m").unwrap();
+        let related =
+            |path: &RelPath, of: &RelPath| path.is_at_or_below(of) || of.is_at_or_below(path);
+        let rows = check.rows(position.cursor, 1000).unwrap();
+        let durable = rows.iter().filter(|row| row.seq <= self.disk.head.get());
+        let mut told: Vec<RelPath> = durable
+            .flat_map(|row| row.change.paths().cloned().collect::<Vec<_>>())
+            .collect();
+        told.extend(
+            check
+                .repairs("m")
+                .unwrap()
+                .into_iter()
+                .map(|mend| mend.path),
+        );
+        for parked in check.parked("m", usize::MAX).unwrap() {
+            told.extend(parked.row.change.paths().cloned());
+        }
+        for path in paths {
+            if !told.iter().any(|of| related(path, of)) {
+                self.fail(&format!(
+                    "the disk has the log up to {} and does not know of {request:?}",
+                    self.disk.head.get()
+                ));
+            }
+        }
+    }
+
+    /// A path on the mirror, but for our own ones.
+    fn of_mirror(&self, path: &[u8]) -> Option<RelPath> {
+        let path = path.strip_prefix(self.base.as_os_str().as_bytes())?;
+        let path = RelPath::new(path.strip_prefix(b"/")?).ok()?;
+        (!path.as_bytes().starts_with(b".proxyfs")).then_some(path)
+    }
+
     /// The inode that a row of the log is about, if it is there still.
     fn content_of(&self, life: &Life, check: &Reader, seq: Seq) -> Option<u64> {
         let row = check.rows(seq.checked_sub(1)?, 1).unwrap().pop()?;
@@ -491,6 +600,7 @@ impl World {
     /// Nothing more happens, and all that has happened is brought to the mirror.
     pub fn come_to_rest(&mut self, life: Option<Life>) {
         let life = life.unwrap_or_else(|| self.start());
+        self.watch_points(false);
         self.tell("-- at rest".to_string());
         self.hands.get_mut().close_all(&life.local);
         life.local.flush_all().unwrap();
@@ -501,6 +611,8 @@ impl World {
             }
         }
         self.tidy_up(&life);
+        fault::watch(None);
+        self.disk.journal.take();
     }
 
     /// The mirror is like the source.
@@ -546,9 +658,25 @@ impl World {
     }
 }
 
+/// The paths that a request shows something new at, but for attributes.
+fn shown_by(request: &Request) -> impl Iterator<Item = &[u8]> {
+    let (one, other) = match request {
+        Request::Open { path, mode, .. } => (Some(path).filter(|_| *mode != OpenMode::Read), None),
+        Request::Mkdir { path, .. } | Request::Rmdir { path } | Request::Remove { path } => {
+            (Some(path), None)
+        }
+        Request::Symlink { link: path, .. } | Request::Hardlink { to: path, .. } => {
+            (Some(path), None)
+        }
+        Request::Rename { from, to } | Request::PosixRename { from, to } => (Some(from), Some(to)),
+        _ => (None, None),
+    };
+    one.into_iter().chain(other).map(|path| &path[..])
+}
+
 /// Every version of a file is one byte, again and again.
 fn is_whole(bytes: &[u8]) -> bool {
-    LENGTHS.contains(&bytes.len()) && bytes.iter().all(|b| *b == bytes[0])
+    LENGTHS.contains(&bytes.len()) && (bytes.is_empty() || bytes[1..] == bytes[..bytes.len() - 1])
 }
 
 /// Changes a byte, and leaves size and time as they were.
@@ -559,6 +687,70 @@ fn edit_in_place(path: &Path) -> std::io::Result<()> {
         file.write_all_at(&[0], meta.len() / 2)?;
     }
     file.set_modified(meta.modified()?)
+}
+
+impl Disk {
+    /// What is in the WAL by now is on the disk.
+    fn is_durable(&self, state: &Path) {
+        if let Some(journal) = &*self.journal.borrow() {
+            self.head.set(journal.head());
+            let wal = state.join(format!("{FILE_NAME}-wal"));
+            self.wal.set(fs::metadata(wal).map_or(0, |wal| wal.len()));
+        }
+    }
+
+    /// The source is on the disk as it is.
+    fn keep_source(&self, root: &Path) {
+        let copy = root.with_file_name("on-disk");
+        if !copy.exists() {
+            fs::create_dir(&copy).unwrap();
+        }
+        become_like(&copy, root);
+        *self.source.borrow_mut() = Some(copy);
+    }
+}
+
+/// Makes a directory like another one: what is the same already is left as it is.
+fn become_like(dir: &Path, like: &Path) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let kind = |path: &Path| fs::symlink_metadata(path).ok().map(|meta| meta.file_type());
+        if kind(&path) != kind(&like.join(path.file_name().unwrap())) {
+            remove(&path);
+        }
+    }
+    for entry in fs::read_dir(like).unwrap() {
+        let (from, meta) = entry.map(|e| (e.path(), e.metadata().unwrap())).unwrap();
+        let to = dir.join(from.file_name().unwrap());
+        if meta.is_symlink() {
+            if fs::read_link(&to).ok() != fs::read_link(&from).ok() {
+                remove(&to);
+                std::os::unix::fs::symlink(fs::read_link(&from).unwrap(), &to).unwrap();
+            }
+            continue;
+        }
+        if meta.is_dir() {
+            if !to.exists() {
+                fs::create_dir(&to).unwrap();
+            }
+            become_like(&to, &from);
+        } else if fs::read(&to).ok() != fs::read(&from).ok() {
+            remove(&to);
+            fs::copy(&from, &to).unwrap();
+        }
+        let now = fs::metadata(&to).unwrap();
+        if now.mode() != meta.mode() {
+            fs::set_permissions(&to, meta.permissions()).unwrap();
+        }
+        if now.modified().unwrap() != meta.modified().unwrap() {
+            let times = fs::FileTimes::new().set_modified(meta.modified().unwrap());
+            File::open(&to).unwrap().set_times(times).unwrap();
+        }
+    }
+}
+
+fn remove(path: &Path) {
+    let _ = fs::remove_file(path).or_else(|_| fs::remove_dir_all(path));
 }
 
 fn copy_state(from: &Path, to: &Path) {

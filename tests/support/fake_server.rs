@@ -39,6 +39,8 @@ pub struct FakeServer<'a> {
     /// Which lane is worked on next.
     random: Random,
     replies: VecDeque<(Ticket, Reply)>,
+    /// Replies that come later, in any order; none: each comes when its request is done.
+    late: Option<Vec<(Ticket, Reply)>>,
     next: u32,
     /// With the lane that each belongs to.
     handles: HashMap<Vec<u8>, (usize, File)>,
@@ -82,6 +84,7 @@ impl<'a> FakeServer<'a> {
             queued: vec![VecDeque::new()],
             random: Random(1),
             replies: VecDeque::new(),
+            late: None,
             next: 0,
             handles: HashMap::new(),
             listings: HashMap::new(),
@@ -101,6 +104,37 @@ impl<'a> FakeServer<'a> {
         self.queued = vec![VecDeque::new(); lanes.max(1)];
         self.random = Random(seed);
         self
+    }
+
+    /// Its replies may come late and in another order than the requests, as the draft lets them (section 3). It works
+    /// on requests in their order all the same.
+    pub fn late(mut self) -> Self {
+        self.late = Some(Vec::new());
+        self
+    }
+
+    /// Gives a reply back, or keeps it for later.
+    fn answer(&mut self, ticket: Ticket, reply: Reply) {
+        let Some(late) = &mut self.late else {
+            self.replies.push_back((ticket, reply));
+            return;
+        };
+        late.push((ticket, reply));
+        while self.random.one_in(3) && !late.is_empty() {
+            let which = self.random.below(late.len() as u64) as usize;
+            self.replies.push_back(late.swap_remove(which));
+        }
+    }
+
+    /// Nothing else is to be done: one that is late comes now.
+    fn answer_late(&mut self) {
+        if let Some(late) = &mut self.late
+            && !late.is_empty()
+            && self.replies.is_empty()
+        {
+            let which = self.random.below(late.len() as u64) as usize;
+            self.replies.push_back(late.swap_remove(which));
+        }
     }
 
     fn next_request(&mut self) -> Option<(Ticket, Request)> {
@@ -298,7 +332,10 @@ impl Remote for FakeServer<'_> {
     }
 
     fn pump(&mut self, timeout: Duration, _: Option<BorrowedFd<'_>>) -> Result<(), SessionError> {
-        let idle = self.queued.iter().all(VecDeque::is_empty) && self.replies.is_empty();
+        if self.queued.iter().all(VecDeque::is_empty) {
+            self.answer_late();
+        }
+        let idle = self.outstanding() == 0;
         if idle && !timeout.is_zero() {
             (self.idle)();
             std::thread::sleep(timeout.min(Duration::from_millis(1)));
@@ -316,7 +353,7 @@ impl Remote for FakeServer<'_> {
             }
             self.executed += 1;
             let reply = self.execute(ticket.lane, request);
-            self.replies.push_back((ticket, reply));
+            self.answer(ticket, reply);
         }
         Ok(())
     }
@@ -327,7 +364,7 @@ impl Remote for FakeServer<'_> {
 
     fn outstanding(&self) -> usize {
         let queued: usize = self.queued.iter().map(VecDeque::len).sum();
-        queued + self.replies.len()
+        queued + self.replies.len() + self.late.as_ref().map_or(0, Vec::len)
     }
 
     fn unacknowledged_on(&self, lane: usize) -> usize {
