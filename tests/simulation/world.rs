@@ -4,7 +4,7 @@ use super::super::support::fake_server::{Cut, FakeServer};
 use super::super::support::random::Random;
 use super::super::support::tree;
 use super::hands::{Hands, LENGTHS, any_path};
-use proxyfs::change::{Change, RelPath, Seq};
+use proxyfs::change::{Change, RelPath, Scope, Seq};
 use proxyfs::fault;
 use proxyfs::journal::{FILE_NAME, Journal, Reader, Recorder};
 use proxyfs::local::{Local, LocalOptions};
@@ -196,6 +196,7 @@ impl World {
             }
             let life = life.as_ref().unwrap();
             let sessions = 1 + self.random().below(4);
+            let stranger = self.seed % 4 == 1;
             for _ in 0..sessions {
                 self.work(life, 30);
                 let cut = {
@@ -206,6 +207,9 @@ impl World {
                     }
                 };
                 self.session(life, Some(cut));
+                if stranger {
+                    self.tamper();
+                }
             }
         }));
         fault::watch(None);
@@ -480,14 +484,23 @@ impl World {
             position: &position,
             source_id: "",
             marker: journal.marker("m").unwrap(),
-            asked: false,
+            asked: position.sync.is_some(),
+        };
+        // R6: what is older than it was is not taken for what it was.
+        let older = match (known.marker.0, self.marked()) {
+            (Some(written), there) => there.is_none_or(|there| there < written),
+            (None, _) => false,
         };
         let rules = Rules {
             span: RULES,
             ..Rules::default()
         };
         let ended = prepare(&mut server, &place, &known, rules).and_then(|prepared| {
-            let Prepared { rules, kept, .. } = prepared;
+            let Prepared { rules, kept, fresh } = prepared;
+            // As the worker does it.
+            if let Some(scope) = position.sync.filter(|_| fresh) {
+                journal.begin_sync("m", scope)?;
+            }
             let setup = Setup {
                 name: "m",
                 place,
@@ -505,12 +518,25 @@ impl World {
             };
             Pipeline::new(setup, &mut server)?.run()
         });
+        let asked = position.sync.is_some();
         let trace = std::mem::take(&mut server.trace);
         drop(server);
         self.told
             .borrow_mut()
             .extend(trace.iter().map(|line| format!("        {line}")));
         match ended {
+            Err(MirrorError::Marker { what, .. }) if older && what.needs_sync() && !asked => {
+                self.tell(format!("-- it needs a sync: {what:?}"));
+                let scope = Scope {
+                    bytes: true,
+                    ..Scope::TREE
+                };
+                journal.request_sync("m", scope).unwrap();
+                false
+            }
+            Ok(_) if older && !asked => {
+                self.fail("a mirror that was put back is taken for what it was")
+            }
             Ok(_) => true,
             Err(MirrorError::Session(_)) => {
                 self.tell(format!("-- cut {cut:?}"));
@@ -548,6 +574,13 @@ impl World {
         if !is_whole(&fs::read(&from).unwrap()) {
             self.fail(&format!("{seq} is torn"));
         }
+    }
+
+    /// Of which change the marker there is.
+    fn marked(&self) -> Option<Seq> {
+        let text = fs::read_link(self.base.join(".proxyfs/position")).ok()?;
+        let text = text.to_str()?.split("seq=").nth(1)?.to_string();
+        text.split(' ').next()?.parse().ok()
     }
 
     /// J3: a row that the disk has tells of this, or a repair that is noted.
@@ -604,6 +637,14 @@ impl World {
         self.tell("-- at rest".to_string());
         self.hands.get_mut().close_all(&life.local);
         life.local.flush_all().unwrap();
+        // What was done there behind our back is found when somebody asks.
+        if self.strange.get() {
+            let scope = Scope {
+                bytes: true,
+                ..Scope::TREE
+            };
+            life.journal.request_sync("m", scope).unwrap();
+        }
         // The second one clears what the first may have left in the stage.
         for _ in 0..2 {
             if !self.session(&life, None) {
@@ -645,16 +686,45 @@ impl World {
         }
     }
 
-    /// Somebody changes something on the mirror itself.
-    #[expect(dead_code)]
-    fn tamper(&self) {
-        let path = self.base.join(any_path(&mut self.random()).as_path());
-        match self.random().below(3) {
-            0 => drop(fs::remove_file(&path).or_else(|_| fs::remove_dir_all(&path))),
-            1 => drop(fs::remove_file(&path).and_then(|()| fs::create_dir(&path))),
-            _ => drop(fs::remove_dir_all(&path).and_then(|()| fs::write(&path, "strange"))),
+    /// Somebody changes something on the mirror itself, or it is put back to what it was.
+    pub fn tamper(&self) {
+        let old = self.base.with_file_name("backup");
+        let (what, how) = {
+            let mut random = self.random();
+            (random.below(12), random.below(3))
+        };
+        match what {
+            0 => {
+                if !old.exists() {
+                    fs::create_dir(&old).unwrap();
+                }
+                become_like(&old, &self.base);
+                self.tell("-- a backup of the mirror is made".to_string());
+            }
+            1 if old.exists() => {
+                become_like(&self.base, &old);
+                self.is_strange("the mirror is what it was at the backup");
+            }
+            2 | 3 => {
+                let path = self.base.join(any_path(&mut self.random()).as_path());
+                match how {
+                    0 => remove(&path),
+                    1 => drop(fs::remove_file(&path).and_then(|()| fs::create_dir(&path))),
+                    _ => {
+                        remove(&path);
+                        let _ = fs::write(&path, "strange");
+                    }
+                }
+                self.is_strange(&format!("a stranger at {}", path.display()));
+            }
+            _ => {}
         }
-        self.tell(format!("-- a stranger at {}", path.display()));
+    }
+
+    fn is_strange(&self, what: &str) {
+        self.strange.set(true);
+        self.repaired.set(true);
+        self.tell(format!("-- {what}"));
     }
 }
 
