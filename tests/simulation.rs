@@ -15,6 +15,7 @@ mod hands;
 mod world;
 
 use super::support::random::seeds;
+use proxyfs::fault;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use world::{Life, World};
@@ -23,11 +24,11 @@ use world::{Life, World};
 /// where the mirror has a full directory, the last a first run that was killed before it had noted anything.
 const KEPT: [u64; 3] = [210, 423, 1_795_537_831_854_494];
 
+/// How many histories are played.
+const SEEDS: u64 = 2000;
+
 /// One history. Gives how often the daemon died in it.
 fn play(seed: u64) -> u32 {
-    if let Ok(rule) = std::env::var("PROXYFS_BREAK") {
-        proxyfs::fault::break_rule(Some(rule.leak()));
-    }
     let mut world = World::new(seed);
     let lives = 1 + world.random().below(4);
     let mut deaths = 0;
@@ -77,7 +78,7 @@ fn play_all(next: impl Fn() -> Option<u64> + Sync) -> (u64, u64) {
 
 #[test]
 fn whatever_dies_and_whenever_the_mirror_ends_like_the_source() {
-    let all = seeds(500, &KEPT);
+    let all = seeds(SEEDS, &KEPT);
     let at = AtomicU64::new(0);
     let next = || {
         let n = at.fetch_add(1, Ordering::Relaxed);
@@ -86,6 +87,40 @@ fn whatever_dies_and_whenever_the_mirror_ends_like_the_source() {
     let (played, died) = play_all(next);
     assert_eq!(played, all.len() as u64);
     assert!(died > 0 || played < 20, "nobody died in {played} histories");
+}
+
+/// After how many histories it is found that a rule is broken, of those that all keep it pass.
+fn finds(rule: &'static str) -> u64 {
+    let found = (0..SEEDS).find(|seed| {
+        fault::break_rule(Some(rule));
+        let failed = std::panic::catch_unwind(|| play(*seed)).is_err();
+        fault::break_rule(None);
+        fault::watch(None);
+        failed
+    });
+    let found = found.unwrap_or_else(|| panic!("nobody finds that {rule} is broken"));
+    println!("{rule} is found broken in history {found}");
+    found
+}
+
+#[test]
+fn the_simulation_finds_a_change_that_is_seen_before_the_disk_knows_of_it() {
+    finds("J3");
+}
+
+#[test]
+fn the_simulation_finds_a_rename_that_nobody_can_tell_from_one_that_did_not_happen() {
+    finds("J4");
+}
+
+#[test]
+fn the_simulation_finds_what_is_not_safe_to_be_done_twice() {
+    finds("R2");
+}
+
+#[test]
+fn the_simulation_finds_a_row_that_is_replayed_where_a_repair_has_seen_the_future() {
+    finds("R4");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use super::super::support::tree;
 use super::hands::{Hands, LENGTHS, any_path};
 use proxyfs::change::{Change, RelPath, Scope, Seq};
 use proxyfs::fault;
-use proxyfs::journal::{FILE_NAME, Journal, Reader, Recorder};
+use proxyfs::journal::{FILE_NAME, Journal, Reader, Recorder, Row};
 use proxyfs::local::{Local, LocalOptions};
 use proxyfs::mirror::errors::MirrorError;
 use proxyfs::mirror::inbox::{Notice, inbox};
@@ -478,6 +478,7 @@ impl World {
             server = server.late();
         }
         server.weight = if self.seed.is_multiple_of(3) { 32 } else { 1 };
+        server.sent = Box::new(|request| self.is_decidable(&check, request));
         let place = Place::new(self.base.as_os_str().as_bytes());
         let position = reader.mirror("m").unwrap();
         let known = Known {
@@ -557,11 +558,10 @@ impl World {
         let Request::PosixRename { from, .. } = request else {
             return;
         };
-        let from = PathBuf::from(std::ffi::OsStr::from_bytes(from));
-        let Ok(name) = from.strip_prefix(self.base.join(".proxyfs/stage")) else {
+        let Some(seq) = self.staged(request) else {
             return;
         };
-        let seq = Staged::parse(name.as_os_str().as_bytes()).unwrap().seq;
+        let from = PathBuf::from(std::ffi::OsStr::from_bytes(from));
         let Some(node) = self.content_of(life, check, seq) else {
             return;
         };
@@ -574,6 +574,16 @@ impl World {
         if !is_whole(&fs::read(&from).unwrap()) {
             self.fail(&format!("{seq} is torn"));
         }
+    }
+
+    /// The row for which a request publishes what was staged, if it does.
+    fn staged(&self, request: &Request) -> Option<Seq> {
+        let (Request::PosixRename { from, .. } | Request::Rename { from, .. }) = request else {
+            return None;
+        };
+        let from = Path::new(std::ffi::OsStr::from_bytes(from));
+        let name = from.strip_prefix(self.base.join(".proxyfs/stage")).ok()?;
+        Some(Staged::parse(name.as_os_str().as_bytes())?.seq)
     }
 
     /// Of which change the marker there is.
@@ -608,6 +618,56 @@ impl World {
                 self.fail(&format!(
                     "the disk has the log up to {} and does not know of {request:?}",
                     self.disk.head.get()
+                ));
+            }
+        }
+    }
+
+    /// J4: a rename is sent when everything earlier on its paths is noted as done, but for a file and its
+    /// attributes on their way to its old name; and nothing on its paths before it is noted itself.
+    fn is_decidable(&self, check: &Reader, request: &Request) {
+        let paths: Vec<RelPath> = shown_by(request)
+            .filter_map(|path| self.of_mirror(path))
+            .collect();
+        let Some(last) = paths.last() else { return };
+        let cursor = check.mirror("m").unwrap().cursor;
+        let rows = check.rows(cursor, 1000).unwrap();
+        let staged = self.staged(request);
+        let is_it = |row: &Row| match (&row.change, request) {
+            _ if staged.is_some() => staged == Some(row.seq),
+            // One step of it.
+            (Change::Exchange { a, b }, Request::PosixRename { .. }) => {
+                paths.iter().all(|path| path == a || path == b)
+            }
+            // What would have come there is gone by now.
+            (change, Request::Remove { .. }) => change.paths().any(|path| path == last),
+            (Change::Rename { from, to }, Request::PosixRename { .. }) => {
+                paths == [from.clone(), to.clone()]
+            }
+            (Change::Link { path, .. }, Request::Hardlink { .. })
+            | (Change::Mkdir { path, .. }, Request::Mkdir { .. })
+            | (Change::Rmdir { path }, Request::Rmdir { .. }) => path == last,
+            _ => false,
+        };
+        // The first one that it may be: of that least is asked.
+        let Some(at) = rows.iter().position(is_it) else {
+            return;
+        };
+        let row = &rows[at];
+        let related = |a: &RelPath, b: &RelPath| a.is_at_or_below(b) || b.is_at_or_below(a);
+        for before in &rows[..at] {
+            let touches = before
+                .change
+                .paths()
+                .any(|a| row.change.paths().any(|b| related(a, b)));
+            let arrives = matches!((&before.change, &row.change),
+                (Change::Content { path, .. } | Change::Symlink { path, .. } | Change::Attr { path, .. }, Change::Rename { from, to })
+                    if path == from && !related(path, to));
+            let counts = before.change.is_pivot() || row.change.is_pivot();
+            if touches && counts && !arrives {
+                self.fail(&format!(
+                    "{} ({}) is sent before {} ({}) is noted as done",
+                    row.seq, row.change, before.seq, before.change
                 ));
             }
         }

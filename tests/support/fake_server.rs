@@ -53,6 +53,8 @@ pub struct FakeServer<'a> {
     idle: Box<dyn FnMut() + 'a>,
     /// Called before each request is carried out.
     watch: Box<dyn FnMut(&Request) + 'a>,
+    /// Called when a request is sent, which may be long before it is carried out.
+    pub sent: Box<dyn FnMut(&Request) + 'a>,
     /// How much a byte of a WRITE without a reply counts: with more than one, less fits on a lane.
     pub weight: usize,
     /// Says which requests are refused, and how.
@@ -93,6 +95,7 @@ impl<'a> FakeServer<'a> {
             batch: batch.max(1),
             idle: Box::new(idle),
             watch: Box::new(watch),
+            sent: Box::new(|_| {}),
             weight: 1,
             refuse: Box::new(|_| None),
             trace: Vec::new(),
@@ -322,6 +325,7 @@ impl<'a> FakeServer<'a> {
 
 impl Remote for FakeServer<'_> {
     fn send_on(&mut self, lane: usize, request: Request) -> Ticket {
+        (self.sent)(&request);
         self.next += 1;
         let ticket = Ticket {
             lane: lane as u8,
