@@ -89,9 +89,9 @@ fn whatever_dies_and_whenever_the_mirror_ends_like_the_source() {
     assert!(died > 0 || played < 20, "nobody died in {played} histories");
 }
 
-/// After how many histories it is found that a rule is broken, of those that all keep it pass.
-fn finds(rule: &'static str) -> u64 {
-    let found = (0..SEEDS).find(|seed| {
+/// Plays histories, from one on, until one fails since a rule is broken; those that are played pass where it is kept.
+fn finds(rule: &'static str, first: u64) -> u64 {
+    let found = (first..SEEDS).find(|seed| {
         fault::break_rule(Some(rule));
         let failed = std::panic::catch_unwind(|| play(*seed)).is_err();
         fault::break_rule(None);
@@ -105,22 +105,23 @@ fn finds(rule: &'static str) -> u64 {
 
 #[test]
 fn the_simulation_finds_a_change_that_is_seen_before_the_disk_knows_of_it() {
-    finds("J3");
+    finds("J3", 0);
 }
 
 #[test]
 fn the_simulation_finds_a_rename_that_nobody_can_tell_from_one_that_did_not_happen() {
-    finds("J4");
+    finds("J4", 0);
 }
 
 #[test]
 fn the_simulation_finds_what_is_not_safe_to_be_done_twice() {
-    finds("R2");
+    finds("R2", 0);
 }
 
 #[test]
 fn the_simulation_finds_a_row_that_is_replayed_where_a_repair_has_seen_the_future() {
-    finds("R4");
+    // From 0 on it is the same one.
+    finds("R4", 350);
 }
 
 #[test]

@@ -67,6 +67,8 @@ pub struct World {
     told: Rc<RefCell<Vec<String>>>,
     /// Something was repaired: which names are one file, and the times of directories, may differ.
     repaired: Cell<bool>,
+    /// A start has found something that is to be compared.
+    scanned: Cell<bool>,
     /// Not only the daemon died, but the machine.
     went_down: Cell<bool>,
     disk: Rc<Disk>,
@@ -116,6 +118,7 @@ impl World {
             hands: RefCell::new(Hands::new()),
             told: Rc::default(),
             repaired: Cell::new(false),
+            scanned: Cell::new(false),
             went_down: Cell::new(false),
             disk: Rc::default(),
             strange: Cell::new(false),
@@ -183,6 +186,9 @@ impl World {
         life.keeper.scan.run(&plan).unwrap();
         for row in life.journal.reader().unwrap().rows(before, 1000).unwrap() {
             self.tell(format!("   {} {:?}", row.seq, row.change));
+            if matches!(row.change, Change::Repair { .. }) {
+                self.scanned.set(true);
+            }
         }
         life
     }
@@ -547,8 +553,16 @@ impl World {
         }
     }
 
-    /// What becomes visible now is whole (P4), and the disk knows of it (J3).
+    /// What becomes visible now is whole (P4), and the disk knows of it (J3); and nothing is repaired without need.
     fn look_at(&self, life: &Life, check: &Reader, request: &Request) {
+        // R2: where nothing but connections broke, the mirror is as the log says, and nothing is to be repaired.
+        let looks = matches!(request, Request::Lstat { .. } | Request::Opendir { .. });
+        if looks && !self.repaired.get() && !self.scanned.get() {
+            let repairs = check.repairs("m").unwrap();
+            if !repairs.is_empty() {
+                self.fail(&format!("it repairs {repairs:?}"));
+            }
+        }
         let paths: Vec<RelPath> = shown_by(request)
             .filter_map(|path| self.of_mirror(path))
             .collect();
