@@ -12,10 +12,13 @@
 #![allow(clippy::unwrap_used)]
 
 mod hands;
+mod real;
 mod world;
 
 use super::support::random::seeds;
+use super::support::sshd::Sshd;
 use proxyfs::fault;
+use proxyfs::sftp::session::Target;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use world::{Life, World};
@@ -28,8 +31,8 @@ const KEPT: [u64; 3] = [210, 423, 1_795_537_831_854_494];
 const SEEDS: u64 = 2000;
 
 /// One history. Gives how often the daemon died in it.
-fn play(seed: u64) -> u32 {
-    let mut world = World::new(seed);
+fn play(seed: u64, target: Option<&Target>) -> u32 {
+    let mut world = World::new(seed, target);
     let lives = 1 + world.random().below(4);
     let mut deaths = 0;
     let mut life: Option<Life> = None;
@@ -53,7 +56,7 @@ fn play(seed: u64) -> u32 {
 }
 
 /// Plays on as many threads as there are processors, to the first failure; says which seed failed.
-fn play_all(next: impl Fn() -> Option<u64> + Sync) -> (u64, u64) {
+fn play_all(target: Option<&Target>, next: impl Fn() -> Option<u64> + Sync) -> (u64, u64) {
     let (played, died) = (AtomicU64::new(0), AtomicU64::new(0));
     let failed = AtomicBool::new(false);
     let next = || next().filter(|_| !failed.load(Ordering::Relaxed));
@@ -62,11 +65,12 @@ fn play_all(next: impl Fn() -> Option<u64> + Sync) -> (u64, u64) {
         for _ in 0..threads {
             scope.spawn(|| {
                 while let Some(seed) = next() {
-                    let deaths = std::panic::catch_unwind(|| play(seed)).unwrap_or_else(|why| {
-                        failed.store(true, Ordering::Relaxed);
-                        eprintln!("PROXYFS_SEED={seed} fails");
-                        std::panic::resume_unwind(why)
-                    });
+                    let deaths =
+                        std::panic::catch_unwind(|| play(seed, target)).unwrap_or_else(|why| {
+                            failed.store(true, Ordering::Relaxed);
+                            eprintln!("PROXYFS_SEED={seed} fails");
+                            std::panic::resume_unwind(why)
+                        });
                     died.fetch_add(deaths.into(), Ordering::Relaxed);
                     played.fetch_add(1, Ordering::Relaxed);
                 }
@@ -84,16 +88,24 @@ fn whatever_dies_and_whenever_the_mirror_ends_like_the_source() {
         let n = at.fetch_add(1, Ordering::Relaxed);
         all.get(n as usize).copied()
     };
-    let (played, died) = play_all(next);
+    let (played, died) = play_all(None, next);
     assert_eq!(played, all.len() as u64);
     assert!(died > 0 || played < 20, "nobody died in {played} histories");
+}
+
+#[test]
+fn on_a_real_server_too_the_mirror_ends_like_the_source() {
+    let sshd = Sshd::start();
+    let at = AtomicU64::new(0);
+    let next = || Some(at.fetch_add(1, Ordering::Relaxed)).filter(|n| *n < 24);
+    assert_eq!(play_all(Some(&sshd.target()), next).0, 24);
 }
 
 /// Plays histories, from one on, until one fails since a rule is broken; those that are played pass where it is kept.
 fn finds(rule: &'static str, first: u64) -> u64 {
     let found = (first..SEEDS).find(|seed| {
         fault::break_rule(Some(rule));
-        let failed = std::panic::catch_unwind(|| play(*seed)).is_err();
+        let failed = std::panic::catch_unwind(|| play(*seed, None)).is_err();
         fault::break_rule(None);
         fault::watch(None);
         failed
@@ -132,6 +144,11 @@ fn soak_whatever_dies_and_whenever() {
     let first = std::time::UNIX_EPOCH.elapsed().unwrap().as_micros() as u64;
     let at = AtomicU64::new(first);
     let next = || (Instant::now() < end).then(|| at.fetch_add(1, Ordering::Relaxed));
-    let (played, died) = play_all(next);
+    let (played, died) = play_all(None, next);
     eprintln!("{played} histories with {died} deaths");
+    let sshd = Sshd::start();
+    let end = Instant::now() + Duration::from_secs(seconds / 4);
+    let next = || (Instant::now() < end).then(|| at.fetch_add(1, Ordering::Relaxed));
+    let (played, died) = play_all(Some(&sshd.target()), next);
+    eprintln!("{played} histories with {died} deaths on a real server");
 }

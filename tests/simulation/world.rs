@@ -4,6 +4,7 @@ use super::super::support::fake_server::{Cut, FakeServer};
 use super::super::support::random::Random;
 use super::super::support::tree;
 use super::hands::{Hands, LENGTHS, any_path};
+use super::real::Breaking;
 use proxyfs::change::{Change, RelPath, Scope, Seq};
 use proxyfs::fault;
 use proxyfs::journal::{FILE_NAME, Journal, Reader, Recorder, Row};
@@ -14,13 +15,14 @@ use proxyfs::mirror::live::Live;
 use proxyfs::mirror::pipeline::{Pipeline, Setup};
 use proxyfs::mirror::plan::{Place, Rules};
 use proxyfs::mirror::prepare::{Known, Prepared, prepare};
-use proxyfs::mirror::resume::{Memory, Span, Staged};
+use proxyfs::mirror::resume::{Kept, Memory, Span, Staged};
 use proxyfs::mirror::source::{Source, Writing};
 use proxyfs::scan::Scan;
 use proxyfs::scan::keeper::Work;
 use proxyfs::scan::marks::{self, FsClock, Run};
 use proxyfs::scan::survivors::Survivors;
-use proxyfs::sftp::{OpenMode, Request};
+use proxyfs::sftp::session::{Abort, Target, connect};
+use proxyfs::sftp::{OpenMode, Remote, Request};
 use std::cell::{Cell, RefCell};
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
@@ -74,6 +76,8 @@ pub struct World {
     disk: Rc<Disk>,
     /// The mirror is not what the log says: a sync is to be asked for in the end.
     strange: Cell<bool>,
+    /// The real server that is the mirror's.
+    target: Option<Target>,
 }
 
 /// What of the state directory, and of the source, is surely on the disk.
@@ -89,7 +93,8 @@ struct Disk {
 }
 
 impl World {
-    pub fn new(seed: u64) -> World {
+    /// With a server that is there, or one that is played.
+    pub fn new(seed: u64, target: Option<&Target>) -> World {
         // In memory where that can be: thousands of histories, and each makes the log durable many times.
         let memory = Path::new("/dev/shm");
         let dir = match memory.is_dir() {
@@ -122,6 +127,7 @@ impl World {
             went_down: Cell::new(false),
             disk: Rc::default(),
             strange: Cell::new(false),
+            target: target.cloned(),
             _dir: dir,
         }
     }
@@ -464,13 +470,13 @@ impl World {
                 notifier.tell(Notice::Stop);
             }
         };
-        let watch = |request: &Request| {
-            if cut.is_some() && busy.get() > 0 && self.random().one_in(10) {
+        let users = |rarely: u64| {
+            if cut.is_some() && busy.get() > 0 && self.random().one_in(rarely) {
                 busy.set(busy.get() - 1);
                 self.step(life);
             }
-            self.look_at(life, &check, request);
         };
+        let (live, guard) = (Live::new(Some(0), None), RefCell::default());
         let (lanes, batch) = {
             let mut random = self.random();
             (
@@ -478,13 +484,6 @@ impl World {
                 [1, 3, 1000][random.below(3) as usize],
             )
         };
-        let mut server =
-            FakeServer::new(cut, batch, idle, watch).lanes(lanes, self.random().next());
-        if self.random().one_in(2) {
-            server = server.late();
-        }
-        server.weight = if self.seed.is_multiple_of(3) { 32 } else { 1 };
-        server.sent = Box::new(|request| self.is_decidable(&check, request));
         let place = Place::new(self.base.as_os_str().as_bytes());
         let position = reader.mirror("m").unwrap();
         let known = Known {
@@ -502,35 +501,57 @@ impl World {
             span: RULES,
             ..Rules::default()
         };
-        let ended = prepare(&mut server, &place, &known, rules).and_then(|prepared| {
-            let Prepared { rules, kept, fresh } = prepared;
-            // As the worker does it.
-            if let Some(scope) = position.sync.filter(|_| fresh) {
-                journal.begin_sync("m", scope)?;
+        let setup = |place, rules, kept| Setup {
+            name: "m",
+            place,
+            rules,
+            source,
+            journal,
+            reader: &reader,
+            inbox: &inbox,
+            live: &live,
+            parked_pause: Duration::from_millis(1),
+            try_again: true,
+            kept,
+            memory,
+            guard: &guard,
+        };
+        let ended = match &self.target {
+            Some(target) => {
+                let session = connect(target, &Abort::default()).unwrap();
+                let mut server = Breaking {
+                    session,
+                    left: cut.map(|cut| cut.after + 1),
+                    idle: Box::new(idle),
+                    sent: Box::new(|request| {
+                        self.is_decidable(&check, request);
+                        self.look_at(life, &check, request);
+                    }),
+                    meanwhile: Box::new(|| users(10)),
+                };
+                converse(&mut server, &known, &place, rules, journal, setup)
             }
-            let setup = Setup {
-                name: "m",
-                place,
-                rules,
-                source,
-                journal,
-                reader: &reader,
-                inbox: &inbox,
-                live: &Live::new(Some(0), None),
-                parked_pause: Duration::from_millis(1),
-                try_again: true,
-                kept,
-                memory,
-                guard: &std::cell::RefCell::default(),
-            };
-            Pipeline::new(setup, &mut server)?.run()
-        });
+            None => {
+                let watch = |request: &Request| {
+                    users(10);
+                    self.look_at(life, &check, request);
+                };
+                let mut server =
+                    FakeServer::new(cut, batch, idle, watch).lanes(lanes, self.random().next());
+                if self.random().one_in(2) {
+                    server = server.late();
+                }
+                server.weight = if self.seed.is_multiple_of(3) { 32 } else { 1 };
+                server.sent = Box::new(|request| self.is_decidable(&check, request));
+                let ended = converse(&mut server, &known, &place, rules, journal, setup);
+                let trace = std::mem::take(&mut server.trace);
+                drop(server);
+                let trace = trace.iter().map(|line| format!("        {line}"));
+                self.told.borrow_mut().extend(trace);
+                ended
+            }
+        };
         let asked = position.sync.is_some();
-        let trace = std::mem::take(&mut server.trace);
-        drop(server);
-        self.told
-            .borrow_mut()
-            .extend(trace.iter().map(|line| format!("        {line}")));
         match ended {
             Err(MirrorError::Marker { what, .. }) if older && what.needs_sync() && !asked => {
                 self.tell(format!("-- it needs a sync: {what:?}"));
@@ -800,6 +821,23 @@ impl World {
         self.repaired.set(true);
         self.tell(format!("-- {what}"));
     }
+}
+
+/// One session's work, as the worker does it.
+fn converse<'a, R: Remote>(
+    server: &mut R,
+    known: &Known<'_>,
+    place: &Place,
+    rules: Rules,
+    journal: &Journal,
+    setup: impl FnOnce(Place, Rules, Kept) -> Setup<'a>,
+) -> Result<(), MirrorError> {
+    let Prepared { rules, kept, fresh } = prepare(server, place, known, rules)?;
+    if let Some(scope) = known.position.sync.filter(|_| fresh) {
+        journal.begin_sync("m", scope)?;
+    }
+    let setup = setup(place.clone(), rules, kept);
+    Pipeline::new(setup, server)?.run().map(drop)
 }
 
 /// The paths that a request shows something new at, but for attributes.
