@@ -41,7 +41,7 @@ mod hook {
         static BROKEN: Cell<&'static str> = const { Cell::new("") };
     }
 
-    /// From now on this thread does not keep the rule; none: it keeps all.
+    /// From now on this thread's daemon does not keep the rule; none: it keeps all.
     pub fn break_rule(rule: Option<&'static str>) {
         BROKEN.set(rule.unwrap_or_default());
     }
@@ -69,6 +69,14 @@ mod hook {
 mod tests {
     use std::cell::RefCell;
     use std::rc::Rc;
+
+    #[test]
+    fn all_rules_are_kept_but_the_one_that_is_broken() {
+        super::break_rule(Some("J3"));
+        assert!(!super::keeps("J3") && super::keeps("J4"));
+        super::break_rule(None);
+        assert!(super::keeps("J3"));
+    }
 
     #[test]
     fn a_point_tells_who_watches_and_the_dead_reach_none() {

@@ -30,6 +30,11 @@
 //!
 //! A repair that the mirror refuses is tried again like a parked change, and shown like one.
 
+mod about;
+
+pub(super) use about::scope_for;
+use about::{brings_bytes, removes};
+
 use super::held::MOST;
 use super::related::PathIndex;
 use super::repair::order::walk_order;
@@ -162,34 +167,6 @@ pub(super) struct Scars {
     /// How far the log was when they were found due.
     due_at: Option<Seq>,
     pause: Duration,
-}
-
-/// Whether a change takes away what is at one of its paths.
-fn removes(change: &Change, path: &RelPath) -> bool {
-    match change {
-        Change::Rmdir { .. } | Change::Unlink { .. } | Change::Exchange { .. } => true,
-        Change::Rename { from, .. } => from == path,
-        Change::Mkdir { .. }
-        | Change::Symlink { .. }
-        | Change::Link { .. }
-        | Change::Content { .. }
-        | Change::Attr { .. }
-        | Change::Repair { .. } => false,
-    }
-}
-
-/// Whether the bytes at its paths may be others afterwards.
-fn brings_bytes(change: &Change) -> bool {
-    change.is_pivot() || matches!(change, Change::Content { .. })
-}
-
-/// What has to be repaired where a row is not replayed.
-pub(super) fn scope_for(change: &Change) -> Scope {
-    if change.is_pivot() {
-        Scope::TREE
-    } else {
-        Scope::ENTRY
-    }
 }
 
 impl Scars {

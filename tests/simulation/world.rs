@@ -751,6 +751,11 @@ impl World {
         self.disk.journal.take();
     }
 
+    /// Something lies in the stage.
+    pub fn leave_in_stage(&self, name: &str) {
+        fs::write(self.base.join(".proxyfs/stage").join(name), "a part").unwrap();
+    }
+
     /// The mirror is like the source.
     pub fn check(&self) {
         let (mut here, mut there) = (tree::read(&self.root, false), tree::read(&self.base, false));
