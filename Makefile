@@ -1,13 +1,14 @@
 # make check    what has to pass before a commit: lint and test
 # make soak     SECONDS=n: kill, cut and pull the plug at random for so long (for ever if not told), to the first
 #               failure, and say how to repeat it
-# make bench    ProxyFS beside rsync and scp, in minutes; BENCH="--help" tells how to run less of it;
+# make bench    ProxyFS beside rsync and others, in a quarter of an hour; BENCH="--help" tells how to run less or more;
 #               BENCH=mount: the mount beside a directory, bindfs and mergerfs (BENCH="mount --help")
 # make demo     see it work: two mirrors on this machine, one of them goes away and comes back
 # make install  DESTDIR= PREFIX=/usr/local SYSCONFDIR=/etc (with another PREFIX: PREFIX/etc); make uninstall
 #               takes all of it away again but the configuration and the log
 # make deb      a Debian source and binary package, in target/deb
-# make test-package   installs, upgrades, removes and purges that package on an overlay of this machine
+# make test-package   installs, upgrades, removes and purges that package on overlays of this machine, with its init script
+#               and under a systemd of its own
 
 PREFIX = /usr/local
 SYSCONFDIR = $(if $(filter /usr /usr/local,$(PREFIX)),/etc,$(PREFIX)/etc)
@@ -108,6 +109,7 @@ deb:
 
 test-package:
 	packaging/test-package
+	packaging/test-systemd
 
 # The Debian packages for building and for the demo, where they are missing.
 deps:

@@ -13,6 +13,7 @@
 //! * *The journal's disk is full* (which is what is to be told): a book that cannot be saved is mailed from
 //!   all the same, and saved when it can be.
 //! * *A mail server or a hook that hangs*: each has a thread of its own and a time limit.
+//! * *A bug that ends one of these threads*: it goes on after a rest.
 //! * *The daemon ends*: what is to be told gets one more try, for a short time; then it waits for the next start.
 
 mod book;
@@ -25,12 +26,13 @@ mod start;
 pub use book::{Failure, Item, Kind, MOST_ITEMS, MirrorLine, Refusals, Seen, Sight, Told, Topic};
 pub use letter::utc;
 pub use post::{host_name, is_address, way};
-pub use start::not_started;
+pub use start::{left, not_started};
 
 use crate::config::{Config, MailConfig};
 use crate::journal::{Journal, now_ms};
 use book::{Book, Rules};
 use letter::Origin;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -43,6 +45,9 @@ pub const BOOK: &str = "alarms";
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The pause before a mail is tried again: at first, and at most (ms).
 const RETRY: (i64, i64) = (5_000, 15 * 60_000);
+
+/// How long a thread that died of a bug rests before it goes on.
+const AFTER_A_BUG: Duration = Duration::from_secs(2);
 
 /// What there is to see: called once a second with what has been told of refusals.
 pub type Look = Box<dyn FnMut(&Told) -> Sight + Send>;
@@ -144,9 +149,13 @@ pub fn send_test(
     }
     let settings = Settings::of(config);
     let letter = letter::test(&report.troubles, mirrors, &settings.from, now_ms());
-    let answer = post::send(&config.mail, &letter, &settings.from.host)?;
+    let taken = post::send(&config.mail, &letter, &settings.from.host)?;
     let (to, way) = (config.mail.to.join(", "), way(&config.mail));
-    Ok(format!("a mail to {to} was taken ({way}): {answer}"))
+    let said = format!("a mail to {to} was taken ({way}): {}", taken.answer);
+    match taken.refused {
+        Some(refused) => Err(format!("{said}; but not for {refused}")),
+        None => Ok(said),
+    }
 }
 
 impl Alarm {
@@ -177,7 +186,8 @@ impl Alarm {
             // Were it still there, it would be told again that it is over.
             let _ = std::fs::remove_file(told);
         }
-        alarm.spawn("alarm", move |shared| shared.watch(look))?;
+        let mut look = look;
+        alarm.spawn("alarm", move |shared| shared.watch(&mut look))?;
         alarm.spawn("mail", Shared::mail)?;
         alarm.spawn("hooks", Shared::run_hooks)?;
         Ok(alarm)
@@ -186,13 +196,19 @@ impl Alarm {
     fn spawn(
         &self,
         name: &'static str,
-        work: impl FnOnce(&Shared) + Send + 'static,
+        mut work: impl FnMut(&Shared) + Send + 'static,
     ) -> Result<(), String> {
         let shared = Arc::clone(&self.shared);
         let thread = std::thread::Builder::new().name(name.to_string());
-        let thread = thread
-            .spawn(move || work(&shared))
-            .map_err(|e| e.to_string())?;
+        // A bug here must not be what nobody is told of from then on.
+        let again = move || {
+            while catch_unwind(AssertUnwindSafe(|| work(&shared))).is_err() {
+                if shared.rest(AFTER_A_BUG) {
+                    return;
+                }
+            }
+        };
+        let thread = thread.spawn(again).map_err(|e| e.to_string())?;
         lock(&self.threads).push((name, thread));
         Ok(())
     }
@@ -269,7 +285,7 @@ impl Shared {
         *waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
-    fn watch(&self, mut look: Look) {
+    fn watch(&self, look: &mut Look) {
         loop {
             let told = lock(&self.book).told();
             let sight = look(&told);
@@ -326,10 +342,13 @@ impl Shared {
         let now = now_ms();
         let mut book = lock(&self.book);
         match sent {
-            Ok(_) => {
+            Ok(taken) => {
                 book.mailed(last, left_out, now);
                 drop(book);
                 log::info!("mailed: {}", letter.subject);
+                if let Some(refused) = taken.refused {
+                    log::error!("that mail was not taken for {refused}");
+                }
             }
             Err(why) => {
                 if book.not_mailed(why.clone(), now, RETRY.0, RETRY.1) {

@@ -8,6 +8,9 @@
 //! ([`NodeId`]), and they are read when they are sent. So the content on a mirror is never older
 //! than its place in the log.
 
+mod scope;
+
+pub use scope::{Depth, Scope};
 use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
@@ -138,6 +141,22 @@ impl RelPath {
         other.is_root()
             || self.0.starts_with(&other.0)
                 && matches!(self.0.get(other.0.len()), None | Some(b'/'))
+    }
+
+    /// Where this is when `from`, which it is or lies below, has become `to`; none: it is not concerned.
+    pub fn moved(&self, from: &RelPath, to: &RelPath) -> Option<RelPath> {
+        if !self.is_at_or_below(from) {
+            return None;
+        }
+        let rest = &self.0[from.0.len()..];
+        let rest = rest.strip_prefix(b"/").unwrap_or(rest);
+        if rest.is_empty() {
+            return Some(to.clone());
+        }
+        if to.is_root() {
+            return Some(RelPath(rest.into()));
+        }
+        Some(RelPath([&to.0[..], b"/", rest].concat().into()))
     }
 
     /// Whether one of the two paths is the other or lies below it.
@@ -407,59 +426,6 @@ pub enum Change {
         /// How much of it.
         scope: Scope,
     },
-}
-
-/// How far below its path a repair goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Depth {
-    /// The entry alone. (A directory that the mirror has not at all comes with all that is in it.)
-    Entry,
-    /// And of a directory, which names are in it: one that the mirror has not comes with all below.
-    Names,
-    /// And all that is below.
-    Tree,
-}
-
-/// How much a [`Change::Repair`] is to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Scope {
-    /// How far below its path.
-    pub depth: Depth,
-    /// Names below that only the mirror has are removed; else they are kept, and reported. (What stands at the
-    /// path itself is never kept, if the source has nothing there.)
-    pub delete: bool,
-    /// The same size and time are no proof that the bytes are the same: the mirror or this machine may have lost some.
-    pub bytes: bool,
-}
-
-impl Scope {
-    /// The entry alone.
-    pub const ENTRY: Scope = Scope {
-        depth: Depth::Entry,
-        delete: true,
-        bytes: false,
-    };
-    /// The entry, and which names are in it.
-    pub const NAMES: Scope = Scope {
-        depth: Depth::Names,
-        delete: true,
-        bytes: false,
-    };
-    /// All at the path and below.
-    pub const TREE: Scope = Scope {
-        depth: Depth::Tree,
-        delete: true,
-        bytes: false,
-    };
-
-    /// What does all that either of the two does.
-    pub fn and(self, other: Scope) -> Scope {
-        Scope {
-            depth: self.depth.max(other.depth),
-            delete: self.delete || other.delete,
-            bytes: self.bytes || other.bytes,
-        }
-    }
 }
 
 impl Change {

@@ -134,7 +134,7 @@ pub enum Command {
         /// Remove what only the mirror has
         #[arg(long)]
         delete: bool,
-        /// Take no file for the same because its size and time are: send it again
+        /// Take no file for the same because its size and time are: send it if its bytes differ
         #[arg(long)]
         checksum: bool,
     },
@@ -150,7 +150,7 @@ pub enum Command {
     Verify {
         /// The mirror
         name: String,
-        /// Read the files back and compare every byte, not only type, size, time, mode and owner
+        /// Compare every byte, not only type, size, time, mode and owner
         #[arg(long)]
         checksum: bool,
         /// As JSON, for scripts
@@ -276,6 +276,20 @@ pub enum Command {
     RemoveMirror {
         /// The mirror
         name: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+
+    /// Begin a new journal in place of one that is damaged or lost, and compare every mirror
+    ///
+    /// The daemon must be stopped, and the source be there. The present journal is kept under another name in
+    /// `state_dir`. When the daemon is started again, each mirror is compared with the whole source, and what differs
+    /// is sent. What only a mirror has stays there: also what was deleted here and had not yet been deleted there.
+    /// `proxyfs sync NAME --delete` removes it. A mirror that is paused stays paused.
+    #[command(after_help = "Example: proxyfs stop; proxyfs rebuild && proxyfs run\n\
+                      Exit codes: 0 a new journal is there, 1 nothing was changed.")]
+    Rebuild {
         /// Do not ask
         #[arg(long, short)]
         yes: bool,
@@ -414,6 +428,8 @@ mod tests {
             }
         );
         assert_eq!(command("proxyfs metrics"), Command::Metrics);
+        let rebuild = Command::Rebuild { yes: true };
+        assert_eq!(command("proxyfs rebuild --yes"), rebuild);
         assert_eq!(command("proxyfs check-config"), Command::CheckConfig);
     }
 

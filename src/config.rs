@@ -226,6 +226,11 @@ impl Config {
         load::load(path, &overrides)
     }
 
+    /// `run_dir` of a file that may have mistakes elsewhere; none: it cannot be read.
+    pub fn run_dir_of(file: &Path) -> Option<PathBuf> {
+        load::run_dir_of(file)
+    }
+
     /// Where the files of single mirrors are: `mirrors.d` beside `proxyfs.ini`. Beside a file of another name, `NAME.ini`, it is
     /// `NAME.mirrors.d`, so that the daemons of several trees (`/etc/proxyfs/NAME.ini`) do not take each other's mirrors.
     pub fn mirrors_directory(file: &Path) -> PathBuf {

@@ -7,6 +7,7 @@
 //! mirrors have is refused, not guessed), and a history that others may read (paths, hosts, accounts).
 
 use crate::cli::Arguments;
+use crate::status::show::wrap;
 use clap::CommandFactory;
 use rustyline::completion::{Completer, Pair};
 use rustyline::error::ReadlineError;
@@ -25,6 +26,9 @@ const PROMPT: &str = "proxyfs> ";
 
 /// Name of the history file in `state_dir`, which is root's alone.
 pub const HISTORY_FILE: &str = "console_history";
+
+/// Columns of the screen that lists the commands.
+const WIDTH: usize = 79;
 
 /// How many lines are kept.
 const KEPT: usize = 1000;
@@ -149,6 +153,8 @@ pub fn run(
         .map_err(io::Error::other)?
         .history_ignore_space(true)
         .auto_add_history(true)
+        // Lines that are pasted are lines, each carried out.
+        .bracketed_paste(false)
         .completion_type(rustyline::CompletionType::List)
         .build();
     let mut editor: Editor<Names, FileHistory> =
@@ -163,7 +169,7 @@ pub fn run(
             ),
         }
     }
-    println!("`show_help` or `help` lists the commands, Tab completes, `quit` or Ctrl-D leaves.");
+    println!("`show_help` lists the commands, Tab completes, `quit` or Ctrl-D leaves.");
     loop {
         editor.set_helper(Some(Names { mirrors: mirrors() }));
         let line = match editor.readline(PROMPT) {
@@ -299,19 +305,27 @@ fn words(line: &str, old: bool) -> Result<Vec<String>, String> {
 }
 
 fn help() -> String {
-    let mut text = "supported commands:\n".to_string();
+    let mut lines = vec!["supported commands:".to_string()];
+    let item = |lines: &mut Vec<String>, what: String| {
+        for (i, part) in wrap(&what, WIDTH - 2).into_iter().enumerate() {
+            lines.push(format!("{} {part}", if i == 0 { '*' } else { ' ' }));
+        }
+    };
     for old in &OLD {
-        text += &format!("* {} - {}\n", old.usage, old.help);
+        item(&mut lines, format!("{} - {}", old.usage, old.help));
     }
-    text += "and those of `proxyfs` (`help NAME` tells more):\n";
+    lines.push("and those of `proxyfs` (`help NAME` tells more):".to_string());
     for command in Arguments::command().get_subcommands() {
         if is_here(command) {
             let about = command.get_about().map(ToString::to_string);
-            let about = about.unwrap_or_default();
-            text += &format!("* {} - {about}\n", command.get_name());
+            item(
+                &mut lines,
+                format!("{} - {}", command.get_name(), about.unwrap_or_default()),
+            );
         }
     }
-    text
+    lines.push(String::new());
+    lines.join("\n")
 }
 
 /// Whether it is one for a prompt.
@@ -430,6 +444,14 @@ mod tests {
             Ok(Line::Command(words)) => words.join("|"),
             other => format!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn the_commands_are_listed_in_lines_that_fit() {
+        let text = help();
+        assert!(text.ends_with("acting on it\n"), "{text}");
+        assert!(text.lines().all(|l| l.chars().count() < 80), "{text}");
+        assert!(text.contains("\n* test-mail - "), "{text}");
     }
 
     #[test]

@@ -19,6 +19,7 @@
 mod identity;
 mod notify;
 mod privileges;
+mod rebuild;
 mod report;
 mod tally;
 mod watch;
@@ -29,15 +30,17 @@ use crate::change::{Depth, Scope};
 use crate::cli::CONFIG_VARIABLE;
 use crate::config::{Config, Overrides};
 use crate::control::{ControlRequest, ControlServer, Handler, socket_path};
-use crate::journal::Journal;
+use crate::journal::{CHECKED_AT_ONCE, Journal};
 use crate::local::{Local, LocalOptions};
 use crate::logging::{self, LogHandle};
 use crate::mirror::source::{Source, Writing};
 use crate::mount::{self, MountOptions, Mounted, Unmounted};
+use crate::scan::excluded;
 use crate::scan::keeper::{self, Keeper};
 use crate::scan::marks::{self, FsClock, Plan, Run};
 use crate::scan::{Progress, Scan};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+pub use rebuild::Rebuild;
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -154,13 +157,14 @@ impl Shared {
     fn tidy_up(&self) {
         let limit = self.config().log_limit;
         let bounded = self.journal.bound(limit).map(|late| {
-            // (That it needs a sync is mailed.)
             for name in late {
-                log::error!(
-                    "mirror {name}: it is so far behind that the log would outgrow log_limit ({} KiB), or fill its \
-                     disk: its changes are dropped, and it is compared with the whole source when it is back",
+                let why = format!(
+                    "it is so far behind that the log would outgrow log_limit ({} KiB), or fill its disk: its changes \
+                     are dropped, and it is compared with the whole source when it is back",
                     limit >> 10
                 );
+                log::error!("mirror {name}: {why}");
+                self.tell_of(Kind::NeedsSync, &name, &why);
             }
         });
         let failed = bounded.and_then(|()| self.journal.maintain());
@@ -234,18 +238,23 @@ fn run_with(
     };
     let recorder = Arc::clone(&journal);
     let local = Arc::new(Local::open(&config.source, options, recorder).map_err(failed)?);
-    let _source_lock =
-        identity::claim_source(local.root_fd(), &config.source, &journal).map_err(failed)?;
+    let names: Vec<&str> = config.mirrors.iter().map(|m| m.name.as_str()).collect();
+    let _source_lock = identity::claim_source(local.root_fd(), &config.source, &journal, &names)
+        .map_err(failed)?;
     let clock = FsClock::new(local.root_fd());
     let run = Run::now(local.root_fd(), &config.state_dir);
     let now = clock.now();
     let mut plan = marks::plan(&journal, &run, now).map_err(failed)?;
-    if plan.had_content && keeper::is_empty(&local).map_err(failed)? {
+    if plan.had_content && keeper::is_empty(local.root_fd()).map_err(failed)? {
         return Err(emptied(&config.source));
+    }
+    if plan.unclean {
+        check_journal(&journal)?;
     }
     if !config.scan_on_start {
         plan = Plan::nothing();
     }
+    plan.excluded_before = excluded::before(&journal, &config.exclude).map_err(failed)?;
     let root = local.root_fd().try_clone_to_owned().map_err(failed)?;
     let watched = Arc::clone(&local);
     let watch = move |inode| match watched.being_written(inode) {
@@ -253,8 +262,14 @@ fn run_with(
         (true, false) => Writing::UnderWay,
         (false, false) => Writing::No,
     };
-    let source = Arc::new(Source::new(root, Box::new(watch)).without(config.exclude.clone()));
+    let recorded = Arc::clone(&local);
+    let source = Source::new(root, Box::new(watch))
+        .without(config.exclude.clone())
+        .with_barrier(Box::new(move || recorded.wait_for_records()));
+    let source = Arc::new(source);
     source.set_max_delete(config.max_delete);
+    // What may fail comes before workers and mount, or ends them.
+    let tally = Tally::open(&journal).map_err(failed)?;
     let workers = Workers::new(Arc::clone(&journal), source);
     workers
         .apply(&config.mirrors, Instant::now() + RELOAD_WITHIN)
@@ -274,6 +289,7 @@ fn run_with(
     let progress = Arc::clone(&scan.progress);
     marks::begin(&journal, &run, now).map_err(failed)?;
     scan.prepare(&plan).map_err(failed)?;
+    let run_dir = config.run_dir.clone();
     let mounted = match mount::mount(Arc::clone(&local), &config.mount_point, options) {
         Ok(mounted) => mounted,
         Err(why) => {
@@ -281,9 +297,15 @@ fn run_with(
             return Err(failed(why));
         }
     };
-    let keeper = Keeper::start(scan, plan, clock).map_err(failed)?;
-    let run_dir = config.run_dir.clone();
-    let tally = Tally::open(&journal).map_err(failed)?;
+    let keeper = match Keeper::start(scan, plan, clock) {
+        Ok(keeper) => keeper,
+        Err(why) => {
+            let unmounted = mounted.unmount();
+            workers.stop(Instant::now() + STOP_WITHIN);
+            unmounted.map_err(failed)?;
+            return Err(failed(format!("no thread is left: {why}")));
+        }
+    };
     let shared = Arc::new(Shared {
         local,
         journal,
@@ -300,6 +322,27 @@ fn run_with(
     );
     let ended = take_down(&shared, mounted, keeper);
     served.and(ended)
+}
+
+/// Looks through a journal that was not closed properly: a short one now, a long one beside all else. What is found then
+/// closes the log.
+fn check_journal(journal: &Arc<Journal>) -> Result<(), DaemonError> {
+    if journal.disk_bytes() <= CHECKED_AT_ONCE {
+        return journal.check_pages().map_err(failed);
+    }
+    let journal = Arc::clone(journal);
+    let look = move || {
+        let started = Instant::now();
+        match journal.check_pages() {
+            Ok(()) => log::info!(
+                "all of the journal was looked through in {:.1} s: it is whole",
+                started.elapsed().as_secs_f64()
+            ),
+            Err(why) => log::error!("{why}"),
+        }
+    };
+    let thread = std::thread::Builder::new().name("check".to_string());
+    thread.spawn(look).map(drop).map_err(failed)
 }
 
 /// The life of the daemon from mount to stop.
@@ -402,7 +445,7 @@ fn take_down(shared: &Arc<Shared>, mounted: Mounted, keeper: Keeper) -> Result<(
         log::error!("not everything that was written is in the log: {why}");
     }
     if let Some(alarm) = shared.alarm.get() {
-        alarm.stop(Instant::now() + LAST_MAIL_WITHIN);
+        alarm.stop(deadline.min(Instant::now() + LAST_MAIL_WITHIN));
     }
     shared.add_up();
     shared.workers.stop(deadline);

@@ -34,6 +34,14 @@ impl fmt::Debug for Pattern {
     }
 }
 
+/// As [`Exclude::parse`] reads it.
+impl fmt::Display for Exclude {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all: Vec<&str> = self.patterns.iter().map(|p| &*p.text).collect();
+        f.write_str(&all.join(", "))
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Part {
     /// `**`: any number of directories.

@@ -33,6 +33,8 @@ pub use hook::{break_rule, watch};
 #[cfg(debug_assertions)]
 mod hook {
     use std::cell::Cell;
+    use std::path::PathBuf;
+    use std::sync::OnceLock;
 
     type Hook = Box<dyn FnMut(&'static str)>;
 
@@ -50,6 +52,24 @@ mod hook {
         BROKEN.get() != rule
     }
 
+    /// `NAME=FILE`: the thread that comes to that point while there is such a file removes it, and dies by a panic. So a
+    /// test lets a thread of the real program die, once.
+    const DIE: &str = "PROXYFS_DIE_AT";
+
+    fn die_if_asked(name: &'static str) {
+        static ASKED: OnceLock<Option<(String, PathBuf)>> = OnceLock::new();
+        let asked = ASKED.get_or_init(|| {
+            let asked = std::env::var(DIE).ok()?;
+            let (name, file) = asked.split_once('=')?;
+            Some((name.to_string(), file.into()))
+        });
+        if let Some((_, file)) = asked.as_ref().filter(|asked| asked.0 == name)
+            && std::fs::remove_file(file).is_ok()
+        {
+            panic!("{DIE} says so");
+        }
+    }
+
     /// Has `hook` called at every point that this thread comes to; none: nothing any more. If it unwinds, which
     /// is how a test lets the daemon die, it is not called again: the dead reach no point.
     pub fn watch(hook: Option<Hook>) {
@@ -57,6 +77,7 @@ mod hook {
     }
 
     pub(super) fn reached(name: &'static str) {
+        die_if_asked(name);
         // A point within the hook is none.
         if let Some(mut hook) = HOOK.take() {
             hook(name);

@@ -28,8 +28,11 @@
 
 mod codec;
 mod error;
+mod health;
 mod holds;
+mod mends;
 mod reader;
+mod rebuild;
 mod syncs;
 mod upkeep;
 
@@ -37,8 +40,12 @@ use crate::change::{Change, Depth, RelPath, Seq};
 use crate::fault;
 pub use codec::DecodeError;
 pub use error::JournalError;
-pub use reader::{Backlog, Mend, Parked, Position, Reader, Row, Trust, Walked};
+pub use health::CHECKED_AT_ONCE;
+use health::Health;
+pub use mends::{Mend, Reached, Trust, Walked};
+pub use reader::{Backlog, Parked, Position, Reader, Row};
 use reader::{head_of, meta_of, position_of};
+pub use rebuild::{Pause, set_aside};
 use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -47,7 +54,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
-use syncs::put_mend;
+use syncs::{WORK, forget_work, put_mend};
 
 /// The schema this program writes. A journal with a higher number is refused.
 pub const SCHEMA_VERSION: i64 = 3;
@@ -66,6 +73,9 @@ const PAGE_SIZE: i64 = 1024;
 /// another is in its memory. Else each record would take six locks of the file, which is half its time.
 const OURS_ALONE: &str = "unix-excl";
 
+/// How a connection is opened that only reads.
+const READING: OpenFlags = OpenFlags::SQLITE_OPEN_READ_ONLY.union(OpenFlags::SQLITE_OPEN_NO_MUTEX);
+
 /// What the file system side needs of the log.
 pub trait Recorder: Send + Sync {
     /// Puts one change into the log and wakes the mirrors' workers. Returns when the record is in the
@@ -74,15 +84,24 @@ pub trait Recorder: Send + Sync {
     /// # Errors
     /// The record could not be written (disk full, I/O error): the change is not in the log.
     fn record(&self, change: &Change) -> Result<Seq, RecordError>;
+
+    /// Looks whether the log is still what it was, so that not a change has to find out. Cheap: it is asked twice a
+    /// second.
+    ///
+    /// # Errors
+    /// Nothing can be recorded: what happened, and the way out.
+    fn check(&self) -> Result<(), RecordError> {
+        Ok(())
+    }
 }
 
-/// Why a change could not be recorded: one line for people.
+/// Why changes cannot be recorded: one line for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecordError(pub String);
 
 impl fmt::Display for RecordError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the change could not be recorded: {}", self.0)
+        write!(f, "changes cannot be recorded: {}", self.0)
     }
 }
 
@@ -117,9 +136,12 @@ type Listener = Box<dyn Fn() + Send + Sync>;
 /// The open journal of a running daemon.
 pub struct Journal {
     file: PathBuf,
+    /// Above the writer, so that this ends first: who only reads cannot put the WAL away.
+    at_hand: Mutex<Reader>,
     writer: Mutex<Writer>,
     head: AtomicU64,
     wal: File,
+    health: Health,
     listeners: RwLock<Vec<(String, Listener)>>,
     /// Mirrors whose changes are kept: those that are configured.
     pins: Mutex<BTreeSet<String>>,
@@ -156,7 +178,8 @@ impl Journal {
         db.pragma_update(None, "wal_autocheckpoint", 0)
             .map_err(sql)?;
         // What a burst has made longer is cut when the WAL begins anew.
-        db.pragma_update_and_check(None, "journal_size_limit", 64 << 20, |_| Ok(()))
+        let kept = health::WAL_KEPT as i64;
+        db.pragma_update_and_check(None, "journal_size_limit", kept, |_| Ok(()))
             .map_err(sql)?;
         migrate(&mut db, &file)?;
         let (head, cum_bytes) = head_of(&db).map_err(sql)?;
@@ -167,11 +190,15 @@ impl Journal {
             [now_ms().to_string()],
         )
         .map_err(sql)?;
-        let wal = File::open(&wal_file).map_err(|why| JournalError::File {
+        let health = File::open(&wal_file)
+            .and_then(|wal| Ok((Health::of(&file, wal_file.clone(), &wal.metadata()?)?, wal)));
+        let (health, wal) = health.map_err(|why| JournalError::File {
             file: wal_file,
             why,
         })?;
+        let reader = open_here(&file, READING).map_err(sql)?;
         Ok(Journal {
+            at_hand: Mutex::new(Reader::of(&file, reader)?),
             file,
             writer: Mutex::new(Writer {
                 db,
@@ -180,6 +207,7 @@ impl Journal {
             }),
             head: AtomicU64::new(head),
             wal,
+            health,
             listeners: RwLock::new(Vec::new()),
             pins: Mutex::new(BTreeSet::new()),
             covered: AtomicU64::new(0),
@@ -232,11 +260,17 @@ impl Journal {
     /// A connection of one's own to read with.
     ///
     /// # Errors
-    /// SQLite's.
+    /// SQLite's; [`JournalError::Lost`].
     pub fn reader(&self) -> Result<Reader, JournalError> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let db = open_here(&self.file, flags).map_err(|why| self.sql(why))?;
+        self.is_at_its_place()?;
+        let db = open_here(&self.file, READING).map_err(|why| self.sql(why))?;
         Reader::of(&self.file, db)
+    }
+
+    /// A reader that is always there, also when the journal is not at its place any more: to look at things in passing.
+    pub fn at_hand(&self) -> MutexGuard<'_, Reader> {
+        // It only reads: nothing is left half done.
+        self.at_hand.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is noted under a key that belongs to the whole journal, as the source's id.
@@ -314,9 +348,7 @@ impl Journal {
         let writer = self.writer();
         let forget = || {
             let all = writer.db.unchecked_transaction()?;
-            for table in ["parked", "repair", "touched", "ghost"] {
-                all.execute(&format!("DELETE FROM {table} WHERE mirror = ?1"), [name])?;
-            }
+            forget_work(&all, name, &WORK)?;
             all.execute("DELETE FROM mirror WHERE name = ?1", [name])?;
             for key in holds::keys(name) {
                 all.execute("DELETE FROM meta WHERE key = ?1", [key])?;
@@ -510,7 +542,14 @@ fn open_here(file: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
 }
 
 impl Recorder for Journal {
+    fn check(&self) -> Result<(), RecordError> {
+        self.look()
+    }
+
     fn record(&self, change: &Change) -> Result<Seq, RecordError> {
+        if !self.health.is_good() {
+            self.look()?;
+        }
         let columns = codec::encode(change);
         let mut writer = self.writer();
         let (seq, cum_bytes) = (
@@ -620,6 +659,9 @@ fn reason(why: &rusqlite::Error) -> String {
     match why.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => "the disk is full: free some space there".to_string(),
         Some(ErrorCode::ReadOnly) => "it is read-only: remount its file system".to_string(),
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+            format!("the journal is damaged ({why}); {}", error::WAY_OUT)
+        }
         _ => why.to_string(),
     }
 }

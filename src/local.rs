@@ -182,8 +182,28 @@ pub fn try_source(source: &Path) -> std::result::Result<(), LocalError> {
     open_source(source).map(drop)
 }
 
+/// Whether a directory, the source's root, holds nothing but ProxyFS's own entry and those of these `names`.
+///
+/// # Errors
+/// It cannot be read.
+pub fn holds_only(root: impl AsFd, names: &[&[u8]]) -> io::Result<bool> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::openat(root, c".", flags, rustix::fs::Mode::empty())?;
+    for entry in rustix::fs::Dir::new(root)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if !matches!(name, b"." | b".." | RESERVED) && !names.contains(&name) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Opens the source's root, if it can be a source.
-fn open_source(source: &Path) -> std::result::Result<OwnedFd, LocalError> {
+///
+/// # Errors
+/// See [`LocalError`].
+pub fn open_source(source: &Path) -> std::result::Result<OwnedFd, LocalError> {
     let failed = |e: Errno| LocalError::Open(source.to_owned(), e.into());
     let no_handles = |e: io::Error| LocalError::NoHandles(source.to_owned(), e);
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -239,9 +259,19 @@ impl Local {
         self.inodes.root().as_fd()
     }
 
+    /// Returns when what has happened to names by now is recorded (or kept, if the log fails).
+    pub fn wait_for_records(&self) {
+        drop(self.inodes.read()); // who changes names holds its other side until the record
+    }
+
     /// The source's path, without symbolic links.
     pub fn source(&self) -> &Path {
         &self.source
+    }
+
+    /// What is not mirrored.
+    pub fn exclude(&self) -> &Exclude {
+        &self.options.exclude
     }
 
     /// What mirrors cannot have.
@@ -294,6 +324,7 @@ impl Local {
     /// [`Local::read_only_reason`].
     pub fn flush_due(&self, now: Instant) {
         self.count_forgotten();
+        self.log.look();
         if self.is_read_only() {
             self.log.retry(|| self.flush(Which::Overdue).is_ok());
         }
@@ -332,18 +363,6 @@ impl Local {
             .map_err(|e| self.log.reason().unwrap_or(RecordError(e.to_string())))
     }
 
-    /// A time such that every change whose ctime is older is in the log (J5), apart from what mmap
-    /// stores have not written back yet.
-    pub fn logged_until(&self) -> SystemTime {
-        let now = SystemTime::now();
-        // With the write side in hand no request is between its effect and its record, except writes
-        // of data, which have noted when they began. What begins later is younger than `now`.
-        drop(self.inodes.write());
-        self.open
-            .unlogged_since()
-            .map_or(now, |since| since.min(now))
-    }
-
     /// What the log does not know, for a checkpoint (J5): every inode whose ctime is before `until` is in the
     /// log, but for these.
     pub fn unlogged(&self) -> Unlogged {
@@ -354,7 +373,8 @@ impl Local {
                 nodes: Vec::new(),
             };
         }
-        // As in `logged_until`.
+        // With the write side in hand no request is between its effect and its record, except writes
+        // of data, which have noted when they began. What begins later is younger than `now`.
         drop(self.inodes.write());
         let (nodes, since) = self.open.unlogged_nodes();
         if self.log.reason().is_some() {

@@ -8,6 +8,7 @@
 
 use log::LevelFilter;
 use simplelog::{ConfigBuilder, LevelPadding, WriteLogger};
+use std::cell::Cell;
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -60,7 +61,29 @@ pub fn start(file: Option<&Path>, level: LevelFilter) -> Result<LogHandle, Loggi
     let handle = LogHandle::new(file)?;
     log::set_boxed_logger(logger(handle.clone())).map_err(|_| LoggingError::Started)?;
     handle.set_level(level);
+    report_panics();
     Ok(handle)
+}
+
+thread_local! {
+    /// This thread is about to write a line: it holds what that takes.
+    static WRITING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Has a panic, which is a bug, told by a line of the log: who looks for why a worker died looks there.
+fn report_panics() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        // In the middle of a line it would wait for itself.
+        if WRITING.get() {
+            return usual(panic);
+        }
+        let words = panic.to_string();
+        let words: Vec<&str> = words.split_whitespace().collect();
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("without a name");
+        log::error!("a bug: thread {name} {}", words.join(" "));
+    }));
 }
 
 /// The form of a line: `2026-01-31T12:00:00.123456789Z [WARN ] text`; on debug level and below with
@@ -98,7 +121,9 @@ impl log::Log for OwnFirst {
 
     fn log(&self, record: &log::Record<'_>) {
         if self.enabled(record.metadata()) {
+            WRITING.set(true);
             self.0.log(record);
+            WRITING.set(false);
         }
     }
 

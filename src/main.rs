@@ -1,21 +1,24 @@
 //! Arguments -> one command -> exit code.
 
+mod asking;
 mod syncing;
 
+use asking::{ANSWER_WITHIN, Daemon, ask, checked, status, status_of, tell};
 use clap::Parser;
 use proxyfs::cli::{Arguments, Command};
 use proxyfs::config::{Config, ConfigError, FirstSync, Login, MirrorConfig, Overrides};
 use proxyfs::console;
-use proxyfs::control::{ControlError, ControlRequest, call, socket_path};
+use proxyfs::control::{ControlError, ControlRequest};
 use proxyfs::daemon;
 use proxyfs::doctor::{self, Check, Report};
+use proxyfs::journal;
 use proxyfs::mount;
 use proxyfs::pages;
 use proxyfs::screen::{self, Look};
 use proxyfs::setup::{self, Wish};
 use proxyfs::sftp::session::HostKey;
 use proxyfs::status::check::{self, Level, Thresholds};
-use proxyfs::status::{Status, Task, metrics, show, table};
+use proxyfs::status::{Task, metrics, show, table};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::Value;
@@ -31,14 +34,8 @@ const FAILED: u8 = 1;
 /// The command line or the configuration is wrong. (clap exits with the same.)
 const WRONG: u8 = 2;
 
-/// The longest wait for an answer that should come at once.
-const ANSWER_WITHIN: Duration = Duration::from_secs(20);
-
 /// The longest wait for a mail server: it has a time for each step of the conversation.
 const MAILED_WITHIN: Duration = Duration::from_secs(180);
-
-/// The longest wait of `check`: who runs plugins gives them ten seconds.
-const CHECKED_WITHIN: Duration = Duration::from_secs(8);
 
 /// How long `stop` waits for the daemon to be gone: a little longer than that takes at most.
 const GONE_WITHIN: Duration = Duration::from_secs(20);
@@ -141,41 +138,6 @@ fn is_check() -> bool {
     false
 }
 
-/// Says how it is as a monitoring plugin does; fails with its exit code.
-fn checked(
-    config: Result<Config, ConfigError>,
-    of: Option<&str>,
-    bad: &Thresholds,
-) -> Result<(), Failure> {
-    let told = config.map_err(|why| {
-        let words = why.to_string();
-        let first = words.lines().next().unwrap_or_default().to_string();
-        (Level::Unknown, first)
-    });
-    let told =
-        told.and_then(
-            |config| match ask(&config, &ControlRequest::Status, Some(CHECKED_WITHIN)) {
-                Ok(answer) => {
-                    Status::from_json(&answer).map_err(|why| (Level::Unknown, why.to_string()))
-                }
-                Err(why @ ControlError::NotRunning { .. }) => daemon::status_from_journal(&config)
-                    .map_err(|_| (Level::Critical, why.to_string())),
-                Err(why @ ControlError::TimedOut { .. }) => Err((Level::Critical, why.to_string())),
-                Err(why) => Err((Level::Unknown, why.to_string())),
-            },
-        );
-    let (line, level) = match told {
-        Ok(status) => check::check(&status, of, bad),
-        Err((level, why)) => (check::line(level, &why), level),
-    };
-    print(&format!("{line}\n"))?;
-    match level {
-        Level::Ok => Ok(()),
-        // The line has told why.
-        level => Err(Failure(level as u8, String::new())),
-    }
-}
-
 fn command(arguments: Arguments) -> Result<(), Failure> {
     let file = arguments.config_file(daemon::config_from_environment());
     let load = || Config::load(&file, Overrides::default());
@@ -200,12 +162,14 @@ fn command(arguments: Arguments) -> Result<(), Failure> {
             print(&format!("{}: no problem found\n", file.display()))
         }
         Command::Status { json, watch } => {
-            let config = load()?;
+            let daemon = Daemon::of(&file)?;
+            let first = status(&daemon)?;
+            daemon.warn();
             match (json, watch) {
-                (true, false) => print_json(&status(&config)?.to_json()),
-                (false, false) => print(&table::screen(&status(&config)?, &Look::of_stdout())),
-                (true, true) => screen::watch(|_| Ok(format!("{}\n", status(&config)?.to_json()))),
-                (false, true) => screen::watch(|look| Ok(table::screen(&status(&config)?, look))),
+                (true, false) => print_json(&first.to_json()),
+                (false, false) => print(&table::screen(&first, &Look::of_stdout())),
+                (true, true) => screen::watch(|_| Ok(format!("{}\n", status(&daemon)?.to_json()))),
+                (false, true) => screen::watch(|look| Ok(table::screen(&status(&daemon)?, look))),
             }
         }
         Command::Tasks {
@@ -213,25 +177,27 @@ fn command(arguments: Arguments) -> Result<(), Failure> {
             json,
             limit,
         } => {
-            let config = load()?;
+            let daemon = Daemon::of(&file)?;
             // One more than wanted tells whether there are more.
             let request = ControlRequest::Tasks {
                 mirror: mirror.clone(),
                 limit: limit.saturating_add(1),
             };
-            let mut tasks = match ask(&config, &request, Some(ANSWER_WITHIN)) {
-                Ok(answer) => Task::list_from_json(&answer).map_err(Failure::new)?,
-                Err(ControlError::NotRunning { .. }) => {
+            let asked = daemon.ask(&request, Some(ANSWER_WITHIN))?;
+            let mut tasks = match (asked, &daemon.config) {
+                (Ok(answer), _) => Task::list_from_json(&answer).map_err(Failure::new)?,
+                (Err(ControlError::NotRunning { .. }), Ok(config)) => {
                     let limit = limit.saturating_add(1);
-                    daemon::tasks_from_journal(&config, mirror.as_deref(), limit)
+                    daemon::tasks_from_journal(config, mirror.as_deref(), limit)
                         .map_err(Failure::new)?
                 }
-                Err(why) => return Err(Failure::new(why)),
+                (Err(why), _) => return Err(Failure::new(why)),
             };
+            daemon.warn();
             let mut more = (tasks.len() as u64).saturating_sub(limit);
             tasks.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
             if more > 0 && !json {
-                let all = status(&config)?.mirrors.into_iter();
+                let all = status(&daemon)?.mirrors.into_iter();
                 let asked = all.filter(|m| mirror.as_ref().is_none_or(|name| *name == m.name));
                 let pending: u64 = asked.map(|m| m.pending_ops).sum();
                 more = more.max(pending.saturating_sub(tasks.len() as u64));
@@ -249,9 +215,10 @@ fn command(arguments: Arguments) -> Result<(), Failure> {
             };
             // The daemon keeps the time; should it hang, this does.
             let limit = timeout.map(|s| Duration::from_secs(s).saturating_add(ANSWER_WITHIN));
-            ask(&load()?, &request, limit)
-                .map(drop)
-                .map_err(Failure::new)
+            let daemon = Daemon::of(&file)?;
+            let asked = daemon.ask(&request, limit)?;
+            daemon.warn();
+            asked.map(drop).map_err(Failure::new)
         }
         Command::Pause { name } => tell(&load()?, &ControlRequest::Pause { mirror: name }),
         Command::Resume { name } => tell(&load()?, &ControlRequest::Resume { mirror: name }),
@@ -282,9 +249,14 @@ fn command(arguments: Arguments) -> Result<(), Failure> {
                 lag: (lag_warning, lag_critical),
                 pending: (pending_warning, pending_critical),
             };
-            checked(load(), name.as_deref(), &bad)
+            checked(&file, name.as_deref(), &bad)
         }
-        Command::Metrics => print(&metrics::text(&status(&load()?)?)),
+        Command::Metrics => {
+            let daemon = Daemon::of(&file)?;
+            let status = status(&daemon)?;
+            daemon.warn();
+            print(&metrics::text(&status))
+        }
         Command::TestMail => {
             let config = load()?;
             let said = match ask(&config, &ControlRequest::TestMail, Some(MAILED_WITHIN)) {
@@ -328,6 +300,7 @@ fn command(arguments: Arguments) -> Result<(), Failure> {
             add_mirror(&load()?, &wish, accept_key)
         }
         Command::RemoveMirror { name, yes } => remove_mirror(&load()?, &name, yes),
+        Command::Rebuild { yes } => rebuild(&load()?, yes),
         Command::Doctor { name } => doctor(&load()?, name.as_deref()),
     }
 }
@@ -371,7 +344,7 @@ fn add_mirror(config: &Config, wish: &Wish, accept_key: bool) -> Result<(), Fail
         FirstSync::Keep | FirstSync::Delete => "it is being made like the source",
     };
     let took = ask_daemon_to_reload(&all)?;
-    if took && status(&all)?.mirrors.iter().all(|m| m.name != *name) {
+    if took && status_of(&all)?.mirrors.iter().all(|m| m.name != *name) {
         return Err(Failure::new(
             "the daemon does not have it: it uses another configuration; see `proxyfs status`",
         ));
@@ -419,10 +392,16 @@ fn ask_daemon_to_reload(config: &Config) -> Result<bool, Failure> {
 fn remove_mirror(config: &Config, name: &str, yes: bool) -> Result<(), Failure> {
     let file = setup::own_file(config, name).map_err(Failure::new)?;
     // Without a journal nothing can be pending.
-    let pending = status(config).ok().and_then(|s| {
-        let mirror = s.mirrors.into_iter().find(|m| m.name == name)?;
-        Some(mirror.pending_ops)
-    });
+    let pending = match config.state_dir.join(journal::FILE_NAME).exists() {
+        true => {
+            let mirrors = status_of(config)?.mirrors.into_iter();
+            mirrors
+                .filter(|m| m.name == name)
+                .map(|m| m.pending_ops)
+                .next()
+        }
+        false => None,
+    };
     if let Some(pending @ 1..) = pending
         && !yes
     {
@@ -443,6 +422,34 @@ fn remove_mirror(config: &Config, name: &str, yes: bool) -> Result<(), Failure> 
         print(&format!("mirror {name} removed\n"))?;
     }
     print("what is on it stays as it is\n")
+}
+
+fn rebuild(config: &Config, yes: bool) -> Result<(), Failure> {
+    let rebuild = daemon::Rebuild::prepare(config).map_err(Failure::new)?;
+    let names: Vec<&str> = config.mirrors.iter().map(|m| m.name.as_str()).collect();
+    let mirrors = match &names[..] {
+        [] => "There are no mirrors that it would forget anything of.".to_string(),
+        names => format!(
+            "What it knows of the mirrors is forgotten: each ({}) is compared with the whole source, and what differs \
+             is sent. What only a mirror has stays there, also what was deleted here and not yet there.",
+            names.join(", ")
+        ),
+    };
+    print(&format!(
+        "A new journal takes the place of the one in {}, which is kept under another name.\n{mirrors}\n",
+        config.state_dir.display()
+    ))?;
+    if !yes && !confirm("Begin a new journal?", "--yes") {
+        return Err(Failure::new("nothing was changed"));
+    }
+    let kept = rebuild.carry_out().map_err(Failure::new)?;
+    if let Some(kept) = kept {
+        let kept = kept.display();
+        print(&format!("the journal that was there is {kept} now\n"))?;
+    }
+    print(
+        "start the daemon: `proxyfs run` or its service; `proxyfs status` tells how far each mirror is\n",
+    )
 }
 
 /// Checks this host and the mirrors, or one mirror.
@@ -508,31 +515,6 @@ fn confirm(question: &str, option: &str) -> bool {
             },
         }
     }
-}
-
-/// What the daemon tells, or the journal when it is down.
-fn status(config: &Config) -> Result<Status, Failure> {
-    match ask(config, &ControlRequest::Status, Some(ANSWER_WITHIN)) {
-        Ok(answer) => Status::from_json(&answer).map_err(Failure::new),
-        Err(ControlError::NotRunning { .. }) => {
-            daemon::status_from_journal(config).map_err(Failure::new)
-        }
-        Err(why) => Err(Failure::new(why)),
-    }
-}
-
-fn ask(
-    config: &Config,
-    request: &ControlRequest,
-    timeout: Option<Duration>,
-) -> Result<Value, ControlError> {
-    call(&socket_path(&config.run_dir), request, timeout)
-}
-
-fn tell(config: &Config, request: &ControlRequest) -> Result<(), Failure> {
-    ask(config, request, Some(ANSWER_WITHIN))
-        .map(drop)
-        .map_err(Failure::new)
 }
 
 /// Tells the daemon to stop and waits until it is gone: its process has ended, and with it its mount. The mount of a

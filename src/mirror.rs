@@ -13,6 +13,7 @@
 pub mod clock;
 mod covers;
 pub mod errors;
+mod fence;
 mod ghosts;
 pub mod guard;
 mod held;
@@ -20,6 +21,7 @@ pub mod inbox;
 pub mod live;
 mod marker;
 pub mod pipeline;
+mod place;
 pub mod plan;
 pub mod prepare;
 mod related;
@@ -395,8 +397,12 @@ impl Life {
             atomic: plan::Wish::of(self.config.atomic_updates),
             ..plan::Rules::default()
         };
-        let prepare::Prepared { rules, kept, fresh } =
-            prepare::prepare_asked(&mut remote, &asked, &place, &known, wanted)?;
+        let prepare::Prepared {
+            place,
+            rules,
+            kept,
+            fresh,
+        } = prepare::prepare_asked(&mut remote, &asked, &place, &known, wanted)?;
         if position.sync.is_some() && fresh || position.lacks > 0 {
             log::info!("mirror {name}: all of it is made like the source");
             // One that fell out of the log has kept what was removed here since.
@@ -445,19 +451,27 @@ impl Life {
     /// Notes a failure; says how long to wait.
     fn failed(&mut self, why: &MirrorError) -> Duration {
         let name = &self.config.name;
-        let class = why.class();
+        // One that the log has dropped is made like the source with the next connection. (One that was away waits for
+        // a person's word.)
+        let dropped = matches!(why, MirrorError::Lacks { .. })
+            && self.journal.mirror(name).is_ok_and(|m| !m.away);
+        let class = if dropped {
+            Class::Connection
+        } else {
+            why.class()
+        };
         let pause = match class {
             Class::Connection => backoff(&self.config, self.failures, jitter()),
             Class::Mirror => self.config.backoff_max,
         };
         let text = why.to_string();
         let state = match (class, why) {
+            (Class::Connection, _) => MirrorState::Retrying,
             (_, MirrorError::NeedsSync { .. } | MirrorError::Lacks { .. }) => {
                 MirrorState::NeedsSync
             }
             (_, MirrorError::Marker { what, .. }) if what.needs_sync() => MirrorState::NeedsSync,
             (Class::Mirror, _) => MirrorState::Stopped,
-            (Class::Connection, _) => MirrorState::Retrying,
         };
         self.live
             .resting(state, Some(text.clone()), Some(Instant::now() + pause));

@@ -16,7 +16,7 @@
 
 mod answers;
 mod filesystem;
-mod mountinfo;
+pub mod mountinfo;
 mod notices;
 mod passthrough;
 
@@ -182,6 +182,7 @@ pub struct Mounted {
     server: Option<JoinHandle<()>>,
     timeout: Duration,
     taken_away: bool,
+    watch: mountinfo::Watch,
 }
 
 /// Mounts `local` at `mount_point`, which may be the source itself, and serves it.
@@ -207,8 +208,10 @@ pub fn mount(
     }
     let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| MountError::Device(e.into()))?;
+    let watch = mountinfo::Watch::new().map_err(MountError::List)?;
     let number = mount_device(&device, &mount_point)?;
     let mut mounted = Mounted {
+        watch,
         mount_point,
         device: number,
         ended: Arc::default(),
@@ -281,8 +284,14 @@ impl Mounted {
         &self.mount_point
     }
 
-    /// Whether the kernel still sends requests. False after `umount` by somebody else.
+    /// Whether it is where it was mounted. False after `umount` by somebody else, also when it lives on, detached, for who
+    /// was inside: whoever comes by the path finds the bare source, and what he changes is not recorded.
     pub fn is_mounted(&self) -> bool {
+        self.is_served() && !self.watch.is_gone(&self.device, &self.mount_point)
+    }
+
+    /// Whether the kernel still sends requests.
+    fn is_served(&self) -> bool {
         !self.ended.wait(Duration::ZERO)
     }
 
@@ -311,7 +320,7 @@ impl Mounted {
     }
 
     fn take_away(&mut self) -> Result<(), MountError> {
-        if self.taken_away || (self.server.is_some() && !self.is_mounted()) {
+        if self.taken_away || (self.server.is_some() && !self.is_served()) {
             return Ok(());
         }
         let deadline = Instant::now() + Duration::from_secs(1);
@@ -344,7 +353,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        if self.taken_away || (self.server.is_some() && !self.is_mounted()) {
+        if self.taken_away || (self.server.is_some() && !self.is_served()) {
             return;
         }
         let ours = mountinfo::topmost(&self.mount_point)
@@ -386,10 +395,12 @@ pub fn clear_stale(mount_point: &Path) -> Result<bool, MountError> {
             return Ok(cleared);
         }
         // The kernel may still know the attributes; an opendir() asks the daemon.
-        let dead = std::fs::read_dir(&mount_point)
-            .is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN));
-        if !dead {
-            return Ok(cleared);
+        let asked = std::fs::read_dir(&mount_point);
+        match asked.err().and_then(|e| e.raw_os_error()) {
+            Some(libc::ENOTCONN) => {}
+            // It died while it was asked.
+            Some(libc::ECONNABORTED) => continue,
+            _ => return Ok(cleared),
         }
         detach(&mount_point)?;
         cleared = true;

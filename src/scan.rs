@@ -25,6 +25,7 @@
 //! are repaired, and of those that a mirror may or may not have (R4), as the notes of what it has may be lost
 //! too.
 
+pub mod excluded;
 pub mod keeper;
 pub mod marks;
 mod rows;
@@ -230,10 +231,13 @@ impl Scan {
                 if nodes.len() == 1 { "" } else { "s" }
             );
         }
-        let walk = Walk::new(self, &plan.suspicion, &nodes)?;
+        let walk = Walk::new(self, plan, &nodes)?;
         walk.all()?;
         let entries = self.progress.entries.load(Ordering::Relaxed).to_string();
         self.journal.note(&[(ENTRIES, &entries)])?;
+        if !plan.excluded_before.is_empty() {
+            excluded::is_found(&self.journal, self.local.exclude())?;
+        }
         Ok(())
     }
 

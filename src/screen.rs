@@ -129,7 +129,12 @@ fn redraw<E: From<io::Error>>(
     ended: &AtomicBool,
 ) -> Result<String, E> {
     loop {
-        let text = picture(&Look::of_stdout())?;
+        // Without the last column: what clears the rest of a full line would take its last letter.
+        let look = Look::of_stdout();
+        let text = picture(&Look {
+            width: look.width - 1,
+            ..look
+        })?;
         let rows = tcgetwinsize(io::stdout()).map_or(0, |size| usize::from(size.ws_row));
         print(&frame(&text, if rows == 0 { 24 } else { rows }))?;
         if pause(woken, true) == Pause::Quit || ended.load(Ordering::SeqCst) {

@@ -303,6 +303,11 @@ pub trait Remote {
         (0..self.lanes()).map(|n| self.unacknowledged_on(n)).sum()
     }
 
+    /// Who compares files by checksums that are made there; none: nobody.
+    fn hasher(&mut self) -> Option<&mut session::Hasher> {
+        None
+    }
+
     /// How many lanes there are. Never becomes less.
     fn lanes(&self) -> usize {
         1
@@ -352,6 +357,9 @@ impl<R: Remote> Remote for &mut R {
     }
     fn unacknowledged_on(&self, lane: usize) -> usize {
         (**self).unacknowledged_on(lane)
+    }
+    fn hasher(&mut self) -> Option<&mut session::Hasher> {
+        (**self).hasher()
     }
     fn lanes(&self) -> usize {
         (**self).lanes()

@@ -24,6 +24,8 @@ pub struct Status {
     pub pid: Option<u32>,
     /// Whether the mount refuses changes because they cannot be recorded (J6).
     pub read_only: bool,
+    /// Why it does; none: it does not, or the daemon is an older one.
+    pub read_only_reason: Option<String>,
     /// Sequence number of the last change in the log; 0: there is none.
     pub last_seq: u64,
     /// Size of the log on disk in bytes.
@@ -96,6 +98,8 @@ pub struct MirrorStatus {
     pub path: String,
     /// How it is doing.
     pub state: MirrorState,
+    /// It is paused before a mass deletion, until a person decides.
+    pub held: bool,
     /// Changes it has not got yet.
     pub pending_ops: u64,
     /// Bytes of file data in them, at most.
@@ -299,6 +303,7 @@ impl Status {
             "mount_point": self.mount_point,
             "pid": self.pid,
             "read_only": self.read_only,
+            "read_only_reason": self.read_only_reason,
             "log": {"last_seq": self.last_seq, "bytes": self.log_bytes},
             "scan": self.scan.map(ScanStatus::to_json),
             "mirrors": self.mirrors.iter().map(|m| m.to_json(self.pid.is_some())).collect::<Vec<_>>(),
@@ -327,6 +332,7 @@ impl Status {
             mount_point: fields.text("mount_point")?,
             pid: fields.maybe_number("pid")?,
             read_only: fields.get("read_only")?.as_bool().ok_or(bad("read_only"))?,
+            read_only_reason: fields.maybe_text("read_only_reason")?,
             last_seq: log.number("last_seq")?,
             log_bytes: log.number("bytes")?,
             scan: fields
@@ -381,6 +387,7 @@ impl MirrorStatus {
             "user": self.user,
             "path": self.path,
             "state": self.state.name(),
+            "held": self.held,
             "pending_ops": self.pending_ops,
             "pending_bytes": self.pending_bytes,
             "parked_ops": self.parked_ops,
@@ -417,6 +424,7 @@ impl MirrorStatus {
             user: fields.text("user")?,
             path: fields.text("path")?,
             state: MirrorState::from_name(&state).ok_or(bad("state"))?,
+            held: value.get("held").is_some_and(|held| held == true),
             pending_ops: fields.number("pending_ops")?,
             pending_bytes: fields.number("pending_bytes")?,
             parked_ops: fields.number("parked_ops")?,

@@ -635,3 +635,35 @@ fn what_the_example_shows_as_defaults_are_the_defaults() {
     assert!(short.warnings.is_empty());
     assert_eq!(short.mirrors.len(), 1);
 }
+
+#[test]
+fn a_program_that_cannot_be_run_or_that_others_may_change_is_told_of() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let (file, program) = (dir.path().join("proxyfs.ini"), dir.path().join("page"));
+    let shown = program.display();
+    let text = format!(
+        "[proxyfs]\nsource = /srv/www\nmount_point = /srv/www\non_event = {shown}\n{MIRROR}"
+    );
+    std::fs::write(&file, text).unwrap();
+    let warnings = || Config::load(&file, Default::default()).unwrap().warnings;
+    let missing = format!("on_event {shown} cannot be run: No such file or directory (os error 2)");
+    assert_eq!(warnings(), [missing]);
+    std::fs::write(&program, "#!/bin/sh\n").unwrap();
+    for (mode, said) in [
+        (
+            0o644,
+            Some(format!("on_event {shown} cannot be run: chmod +x {shown}")),
+        ),
+        (
+            0o775,
+            Some(format!(
+                "on_event {shown} is run as root, and may be written by others than its owner: chmod go-w {shown}"
+            )),
+        ),
+        (0o755, None),
+    ] {
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(mode)).unwrap();
+        assert_eq!(warnings(), Vec::from_iter(said), "{mode:o}");
+    }
+}

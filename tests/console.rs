@@ -36,8 +36,11 @@ fn the_console_knows_the_first_names_completes_and_keeps_its_history() {
     console.keys("show_taks\r");
     console.wait_for("error: unrecognized subcommand 'show_taks'");
     console.wait_for(PROMPT);
-    console.keys("resume web9\r");
+    // Lines that come at once, as when they are pasted, are carried out one after the other.
+    console.keys("resume web9\rpause web8\r");
     console.wait_for("proxyfs: there is no mirror \"web9\"; configured: web2");
+    console.wait_for(PROMPT);
+    console.wait_for("proxyfs: there is no mirror \"web8\"; configured: web2");
     console.wait_for(PROMPT);
     console.keys("resume 'web2'\r");
     console.wait_for(PROMPT);

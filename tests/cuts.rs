@@ -520,8 +520,16 @@ fn session(
             notifier.tell(Notice::Stop);
         }
     };
+    let late = RefCell::new(Vec::new());
     let watch = |request: &Request| {
         let mut history = history.borrow_mut();
+        if let Some(ghosts) = &scene.ghosts {
+            for ghost in ghosts.borrow_mut().iter_mut() {
+                if history.random.one_in(6) {
+                    late.borrow_mut().extend(ghost.haunt());
+                }
+            }
+        }
         if meanwhile && busy.get() > 0 && history.random.one_in(10) {
             busy.set(busy.get() - 1);
             history.step();
@@ -535,11 +543,14 @@ fn session(
             }
         }
         let from = PathBuf::from(std::ffi::OsStr::from_bytes(from));
-        let stage = base.join(".proxyfs/stage");
-        let Ok(seq) = from.strip_prefix(stage) else {
+        if !from
+            .parent()
+            .is_some_and(|dir| dir.ends_with(".proxyfs/stage"))
+        {
             return;
-        };
-        let seq = Staged::parse(seq.as_os_str().as_bytes()).unwrap().seq;
+        }
+        let name = from.file_name().unwrap();
+        let seq = Staged::parse(name.as_bytes()).unwrap().seq;
         if seq >= 1 << 62 {
             return; // a repair's
         }
@@ -551,14 +562,16 @@ fn session(
         let bytes = if from.is_symlink() {
             Vec::new()
         } else {
-            fs::read(&from).unwrap()
+            fs::read(&from).unwrap_or_else(|why| {
+                panic!("seed {} {from:?} {why} {:#?}", trouble.seed, late.borrow())
+            })
         };
         history.is_published(seq, &bytes);
     };
     let mut server = FakeServer::new(cut, batch, idle, watch).lanes(trouble.lanes, trouble.seed);
     server.features.posix_rename = !trouble.plain;
     server.features.hardlink = !trouble.plain;
-    server.features.copy_data = trouble.seed.is_multiple_of(2);
+    server.features.copy_data = trouble.seed.is_multiple_of(2) || scene.ghosts.is_some();
     server.weight = if trouble.narrow { 32 } else { 1 };
     server.refuse = Box::new(|request| trouble.refuses(request));
     let place = Place::new(base.as_os_str().as_bytes());
@@ -569,9 +582,19 @@ fn session(
         marker: journal.marker("m").unwrap(),
         asked: false,
     };
-    let Prepared { rules, kept, .. } = match prepare(&mut server, &place, &known, rules(trouble)) {
+    let told = |server: &mut FakeServer<'_>| {
+        if let Some(ghosts) = &scene.ghosts {
+            ghosts.borrow_mut().push(server.leave_behind());
+            server.trace.append(&mut late.borrow_mut());
+        }
+        std::mem::take(&mut server.trace)
+    };
+    let prepared = prepare(&mut server, &place, &known, rules(trouble));
+    let Prepared {
+        place, rules, kept, ..
+    } = match prepared {
         Ok(prepared) => prepared,
-        Err(why) => return (Some(why), std::mem::take(&mut server.trace)),
+        Err(why) => return (Some(why), told(&mut server)),
     };
     let setup = Setup {
         name: "m",
@@ -589,7 +612,7 @@ fn session(
         guard: &std::cell::RefCell::default(),
     };
     let ended = Pipeline::new(setup, &mut server).unwrap().run();
-    (ended.err(), std::mem::take(&mut server.trace))
+    (ended.err(), told(&mut server))
 }
 
 /// Somebody changes something on the mirror itself.
@@ -716,6 +739,8 @@ struct Play {
     relaxed: bool,
     /// Files are changed out of sight.
     atomic: bool,
+    /// The servers of broken connections go on, slowly, with what was on its way to them.
+    haunted: bool,
 }
 
 /// A source with no history yet, and an empty mirror.
@@ -725,6 +750,8 @@ struct Scene {
     base: PathBuf,
     source: Source,
     history: RefCell<History>,
+    /// The servers of broken connections that still work, where they do.
+    ghosts: Option<RefCell<Vec<FakeServer<'static>>>>,
 }
 
 impl Scene {
@@ -773,6 +800,7 @@ impl Scene {
             base,
             source,
             history,
+            ghosts: None,
         }
     }
 }
@@ -785,8 +813,10 @@ fn play_on(seed: u64, play: Play) {
         unseen,
         relaxed,
         atomic,
+        haunted,
     } = play;
-    let scene = Scene::new(seed);
+    let mut scene = Scene::new(seed);
+    scene.ghosts = haunted.then(RefCell::default);
     let Scene {
         root,
         base,
@@ -861,6 +891,12 @@ fn play_on(seed: u64, play: Play) {
             history.borrow().told.join("\n")
         );
     }
+    if let Some(ghosts) = &scene.ghosts {
+        // Long after all is done.
+        for ghost in ghosts.borrow_mut().iter_mut() {
+            traces.extend(std::iter::from_fn(|| ghost.haunt()));
+        }
+    }
     if stranger {
         traces.extend(repair_all(&scene));
     }
@@ -890,8 +926,9 @@ fn a_connection_cut_anywhere_leaves_the_mirror_like_the_source() {
 
 #[test]
 fn whatever_a_stranger_does_there_is_repaired_and_stops_nothing() {
-    // 117: a directory in place of a file that gets a second name, which is called denied.
-    for seed in seeds(100, &[117]) {
+    // 117: a directory in place of a file that gets a second name, which is called denied. 307: a directory that was
+    // moved twice, and the second time did not fit.
+    for seed in seeds(100, &[117, 307]) {
         play_with_a_stranger(seed);
     }
 }
@@ -946,7 +983,7 @@ fn a_file_that_was_cut_goes_on_and_has_no_hole_however_its_lanes_overtook_each_o
             session(&scene, cut, 1, false, &trouble, &memory)
         };
         // Again and again: what goes on may be cut as well.
-        for after in [20 + seed % 7, 18 + seed % 5] {
+        for after in [23 + seed % 7, 21 + seed % 5] {
             let effect = seed % 2 == 0;
             run(Some(Cut { after, effect }));
         }
@@ -1043,6 +1080,18 @@ fn where_files_are_changed_out_of_sight_a_cut_anywhere_does_no_harm_either() {
 }
 
 #[test]
+fn what_the_servers_of_broken_connections_do_late_does_no_harm() {
+    for seed in seeds(160, &[]) {
+        let haunted = true;
+        let play = Play {
+            haunted,
+            ..Play::default()
+        };
+        play_on(seed, play);
+    }
+}
+
+#[test]
 fn what_the_server_of_a_broken_connection_makes_late_is_swept_away() {
     let scene = Scene::new(1);
     fs::write(scene.root.join("film"), vec![7; 140_000]).unwrap();
@@ -1062,6 +1111,6 @@ fn what_the_server_of_a_broken_connection_makes_late_is_swept_away() {
     let left = fs::read_dir(scene.base.join(".proxyfs/stage")).unwrap();
     let mut left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
     left.sort();
-    // What is not of a row that is done is not ours to remove.
-    assert_eq!(left, ["999-00000000beef", "other"], "{trace:#?}");
+    // What has no name of ours is not ours to remove.
+    assert_eq!(left, ["other"], "{trace:#?}");
 }

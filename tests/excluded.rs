@@ -2,12 +2,15 @@
 #![allow(clippy::unwrap_used)]
 
 use super::support::daemon::Daemon;
+use super::support::mounts::wait_until;
+use super::support::relay::Relay;
 use super::support::sshd::Sshd;
 use super::support::tree;
 use proxyfs::change::RelPath;
 use proxyfs::exclude::Exclude;
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::time::Duration;
 
 const PATTERNS: &str = "*.tmp, /cache/, /a/private/";
 
@@ -103,5 +106,79 @@ fn what_is_excluded_stays_here_and_what_crosses_the_border_arrives_or_goes() {
     daemon.wait();
     assert!(sshd.base().join("last").exists() && sshd.base().join("now.later").exists());
     assert!(!sshd.base().join("then.later").exists());
+    daemon.stop();
+}
+
+/// Writes another `exclude`, and starts the daemon with it.
+fn restart_with(daemon: &mut Daemon, exclude: &str) {
+    daemon.stop();
+    let ini = daemon.ini_mut();
+    let line = ini.lines().find(|line| line.starts_with("exclude = "));
+    let line = line.unwrap().to_string();
+    *ini = ini.replace(&line, &format!("exclude = {exclude}"));
+    daemon.write_ini();
+    daemon.start();
+}
+
+#[test]
+fn what_is_not_excluded_any_more_arrives_and_what_is_from_now_on_is_in_nobodys_way() {
+    let sshd = Sshd::start();
+    let relay = Relay::start(sshd.port(), Duration::ZERO);
+    let mut daemon = Daemon::with("exclude = *.tmp, /cache/");
+    daemon.add_mirror_at("m", &sshd, relay.port(), "");
+    daemon.start();
+    let (source, mirror) = (daemon.source(), sshd.base());
+    fs::create_dir_all(source.join("cache/deep")).unwrap();
+    fs::create_dir_all(source.join("dir/sub")).unwrap();
+    let big = vec![7; 1 << 20];
+    for (name, bytes) in [
+        ("cache/deep/file", &b"in the cache"[..]),
+        ("dir/sub/x.tmp", b"temporary"),
+        ("dir/sub/x.log", b"a log"),
+        ("big", &big),
+    ] {
+        fs::write(source.join(name), bytes).unwrap();
+    }
+    daemon.wait();
+    assert!(!mirror.join("cache").exists() && !mirror.join("dir/sub/x.tmp").exists());
+
+    let before = relay.bytes_up();
+    restart_with(&mut daemon, "*.log");
+    daemon.wait();
+    let lines = tree::differences(&source, &mirror, false);
+    assert!(lines.is_empty(), "{lines:#?}");
+    let sent = relay.bytes_up() - before;
+    assert!(sent < 300_000, "{sent} bytes were sent");
+
+    // What is excluded now stays there as it is, and keeps its directory, which is told; everything else goes on.
+    fs::write(source.join("dir/sub/x.log"), "edited unseen").unwrap();
+    fs::remove_dir_all(source.join("dir")).unwrap();
+    fs::write(source.join("after"), "goes on").unwrap();
+    daemon.wait_for_mirror("m", |m| m["parked_ops"] != 0);
+    let told = daemon.run(&["wait", "--timeout", "60"]);
+    let told = String::from_utf8(told.stderr).unwrap();
+    assert!(
+        told.contains("or that were excluded later, is not removed"),
+        "{told}"
+    );
+    wait_until("the next change is there", || {
+        fs::read(mirror.join("after")).is_ok_and(|bytes| bytes == b"goes on")
+    });
+    assert_eq!(fs::read(mirror.join("dir/sub/x.log")).unwrap(), b"a log");
+    assert!(!mirror.join("dir/sub/x.tmp").exists());
+    fs::remove_dir_all(mirror.join("dir")).unwrap();
+    daemon.ok(&["try-again"]);
+    daemon.wait();
+    assert_eq!(daemon.mirror("m")["parked_ops"], 0);
+
+    // With what it was when it was excluded.
+    fs::create_dir_all(source.join("dir/sub")).unwrap();
+    fs::write(source.join("dir/sub/x.log"), "another log").unwrap();
+    daemon.wait();
+    assert!(!mirror.join("dir/sub/x.log").exists());
+    restart_with(&mut daemon, "*.other");
+    daemon.wait();
+    let lines = tree::differences(&source, &mirror, false);
+    assert!(lines.is_empty(), "{lines:#?}");
     daemon.stop();
 }

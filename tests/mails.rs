@@ -1,13 +1,14 @@
 //! What needs a person is mailed, once: received and read here from a real mail server.
 #![allow(clippy::unwrap_used)]
 
+mod own;
+
 use super::mirror_errors::{add, base, everything_arrives, never_by_itself};
 use super::support::daemon::Daemon;
 use super::support::mounts::wait_until;
 use super::support::relay::Port;
 use super::support::smtpd::{LOGIN, Smtpd, Wants};
 use super::support::sshd::{Sshd, ids_of};
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
@@ -262,7 +263,7 @@ fn a_mirror_out_of_reach_or_behind_is_mailed_after_a_while() {
     holds(
         &body,
         &[
-            "are still to be sent; the oldest is ",
+            " still to be sent; the oldest is ",
             "to do: see `proxyfs status`",
         ],
     );
@@ -343,6 +344,58 @@ fn test_mail_tells_what_the_mail_server_said() {
     );
     assert_eq!(smtpd.mails().len(), 2);
     daemon.stop();
+}
+
+#[test]
+fn a_mail_that_was_taken_when_the_daemon_was_killed_comes_again_as_the_same() {
+    let smtpd = Smtpd::start(Wants::Nothing);
+    let (_sshd, mut daemon) = with_stopped_mirrors(&["m"]);
+    mail(&mut daemon, &smtpd, "");
+    daemon.start();
+    fs::write(smtpd.file("kill"), daemon.pid().to_string()).unwrap();
+    smtpd.wait_for(1);
+    assert_eq!(daemon.ends(), None, "it was not killed");
+    daemon.start();
+    let (subject, _) = smtpd.wait_for(2);
+    assert!(subject.ends_with("mirror m is stopped"), "{subject}");
+    wait_until("nothing waits", || daemon.status()["mail"]["waiting"] == 0);
+    daemon.stop();
+    let mails = smtpd.mails();
+    assert_eq!(mails.len(), 2);
+    let id = |n: usize| mails[n]["headers"]["message-id"].as_str().unwrap();
+    assert_eq!(id(0), id(1));
+}
+
+#[test]
+fn an_address_that_is_refused_keeps_nobody_else_from_being_told() {
+    let smtpd = Smtpd::start(Wants::StartTlsAndLogin);
+    fs::write(smtpd.file("unknown"), "admin@mail.test").unwrap();
+    let (_sshd, mut daemon) = with_stopped_mirrors(&["m"]);
+    mail(&mut daemon, &smtpd, "");
+    daemon.start();
+    let (subject, _) = smtpd.wait_for(1);
+    assert!(subject.ends_with("mirror m is stopped"), "{subject}");
+    let only = serde_json::json!(["night@mail.test"]);
+    assert_eq!(smtpd.mails()[0]["to"], only);
+    let words = "that mail was not taken for admin@mail.test: ";
+    wait_until("the log tells", || daemon.log().contains(words));
+    holds(&daemon.log(), &["550", "there is nobody of that name"]);
+    let output = daemon.run(&["test-mail"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = String::from_utf8(output.stderr).unwrap();
+    holds(&said, &["was taken", "; but not for admin@mail.test: "]);
+    assert_eq!(smtpd.mails()[1]["to"], only);
+    // Nobody is left: it is tried again, and told.
+    fs::write(smtpd.file("unknown"), "admin@mail.test night@mail.test").unwrap();
+    let output = daemon.run(&["test-mail"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = String::from_utf8(output.stderr).unwrap();
+    holds(
+        &said,
+        &["permanent error (550)", "see that the server takes mails"],
+    );
+    daemon.stop();
+    assert_eq!(smtpd.mails().len(), 2);
 }
 
 #[test]
@@ -431,84 +484,4 @@ fn a_hook_is_told_what_happens_and_one_that_fails_is_told_of() {
         &["/hook: it failed (exit status: 7): no pager"],
     );
     daemon.stop();
-}
-
-#[test]
-fn a_daemon_that_does_not_start_says_so_once_and_that_it_has_started() {
-    let smtpd = Smtpd::start(Wants::Nothing);
-    let mut daemon = Daemon::new();
-    mail(&mut daemon, &smtpd, "");
-    daemon.start();
-    daemon.stop();
-    // As where its disk is not mounted.
-    let (id, away) = (daemon.source().join(".proxyfs"), daemon.file("away"));
-    fs::rename(&id, &away).unwrap();
-    for _ in 0..3 {
-        let output = daemon.run(&["run"]);
-        assert_eq!(output.status.code(), Some(1), "{output:?}");
-    }
-    let (subject, body) = smtpd.wait_for(1);
-    assert!(subject.ends_with("the daemon does not start"), "{subject}");
-    holds(
-        &body,
-        &[
-            "is its disk not mounted? Mount it and start again",
-            "to do: ",
-        ],
-    );
-    fs::rename(&away, &id).unwrap();
-    daemon.start();
-    let (subject, _) = smtpd.wait_for(2);
-    assert!(subject.ends_with("the daemon has started"), "{subject}");
-    daemon.stop();
-    daemon.start();
-    daemon.stop();
-    assert_eq!(smtpd.mails().len(), 2);
-}
-
-/// A file system of its own, gone when dropped.
-struct Small(std::path::PathBuf);
-
-impl Small {
-    fn at(path: &Path) -> Small {
-        fs::create_dir(path).unwrap();
-        let size = Some(c"size=4m");
-        mount("proxyfs-test", path, "tmpfs", MountFlags::empty(), size).unwrap();
-        Small(path.to_path_buf())
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let _ = unmount(&self.0, UnmountFlags::DETACH);
-    }
-}
-
-#[test]
-fn a_log_that_cannot_be_written_is_mailed_though_the_mail_cannot_be_kept() {
-    let smtpd = Smtpd::start(Wants::Nothing);
-    let mut daemon = Daemon::new();
-    let state = Small::at(&daemon.file("state"));
-    mail(&mut daemon, &smtpd, "");
-    daemon.start();
-    fs::write(daemon.source().join("before"), "x").unwrap();
-    let filler = state.0.join("filler");
-    let _ = fs::write(&filler, vec![0; 8 << 20]);
-    wait_until("the mount is read-only", || {
-        let _ = fs::write(daemon.source().join("more"), "x");
-        daemon.status()["read_only"] == true
-    });
-    let (subject, body) = smtpd.wait_for(1);
-    assert!(subject.ends_with("the mount is read-only"), "{subject}");
-    holds(&body, &["the disk is full", "applications get EROFS"]);
-    fs::remove_file(&filler).unwrap();
-    let (subject, _) = smtpd.wait_for(2);
-    assert!(
-        subject.ends_with("the mount is writable again"),
-        "{subject}"
-    );
-    fs::write(daemon.source().join("after"), "x").unwrap();
-    daemon.stop();
-    drop(daemon);
-    assert_eq!(smtpd.mails().len(), 2);
 }

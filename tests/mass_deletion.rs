@@ -63,6 +63,10 @@ fn a_mass_deletion_stops_before_every_mirror_until_it_is_let_through() {
     );
     assert!(body.contains("unlink img/"), "{body}");
 
+    let shown = daemon.ok(&["status"]);
+    assert!(shown.contains("\nm       HELD BACK "), "{shown}");
+    assert_eq!(daemon.run(&["check"]).status.code(), Some(2));
+
     // It holds, whatever is done but that.
     daemon.ok(&["try-again"]);
     daemon.kill();

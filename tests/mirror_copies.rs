@@ -196,22 +196,11 @@ fn a_journal_that_is_damaged_stops_the_start_and_says_the_way_out_which_works() 
     assert!(!refused.status.success());
     assert!(
         said.contains("journal.db: the journal is damaged (")
-            && said.contains("move journal.db and what begins"),
+            && said.contains("run `proxyfs rebuild`"),
         "{said}"
     );
 
-    for entry in fs::read_dir(&state).unwrap() {
-        let path = entry.unwrap().path();
-        if path
-            .file_name()
-            .unwrap()
-            .to_str()
-            .unwrap()
-            .starts_with("journal.db")
-        {
-            fs::remove_file(path).unwrap();
-        }
-    }
+    daemon.ok(&["rebuild", "--yes"]);
     daemon.start();
     fs::write(www.join("new"), "of the new journal").unwrap();
     everything_arrives(&daemon, &sshd, &["m"]);

@@ -72,3 +72,15 @@ fn what_was_changed_while_no_daemon_ran_is_found_and_little_else_travels() {
     // A directory that was moved unseen is one that is new, of 200 kB each: four have other names now.
     assert!(up < 1_200_000 && down < 400_000, "{up} up, {down} down");
 }
+
+#[test]
+fn when_only_modes_were_changed_while_no_daemon_ran_no_bytes_travel() {
+    let (sshd, relay, mut daemon) = stopped();
+    let changed = std::process::Command::new("chmod")
+        .args(["-R", "g+w"])
+        .arg(daemon.source())
+        .status();
+    assert!(changed.unwrap().success());
+    let (up, down) = started(&sshd, &relay, &mut daemon);
+    assert!(up < 600_000 && down < 400_000, "{up} up, {down} down");
+}

@@ -4,6 +4,7 @@
 
 use super::mirror_errors::{add, base, everything_arrives};
 use super::support::daemon::Daemon;
+use super::support::mounts::wait_until;
 use super::support::sshd::{Sshd, ids_of};
 use super::support::tree::assert_same;
 use std::fs::{self, Permissions};
@@ -121,5 +122,82 @@ fn a_mirror_with_more_parked_changes_than_can_be_kept_stops_as_a_whole() {
     unlock(&sshd);
     daemon.ok(&["try-again", "m"]);
     everything_arrives(&daemon, &sshd, &["m"]);
+    daemon.stop();
+}
+
+#[test]
+fn of_many_changes_that_are_refused_the_log_is_warned_once() {
+    const MANY: u64 = 300;
+    let (sshd, mut daemon) = with_a_locked_directory("1h");
+    let locked = daemon.source().join("locked");
+    daemon.ok(&["pause", "m"]);
+    for n in 0..MANY {
+        fs::write(locked.join(format!("new{n}")), "refused").unwrap();
+    }
+    daemon.ok(&["resume", "m"]);
+    daemon.wait_for_mirror("m", |m| m["parked_ops"] == MANY);
+    let log = daemon.log();
+    let warned = log
+        .lines()
+        .filter(|line| line.contains("WARN") && line.contains("was refused"));
+    let (lines, told) = (
+        warned.count() as u64,
+        log.matches("was refused").count() as u64,
+    );
+    assert!(
+        lines < MANY / 10 && told >= MANY,
+        "{lines} warnings, {told} lines"
+    );
+    unlock(&sshd);
+    daemon.ok(&["try-again", "m"]);
+    everything_arrives(&daemon, &sshd, &["m"]);
+    daemon.stop();
+}
+
+#[test]
+fn what_was_sent_behind_a_refused_change_waits_with_it_and_is_no_surprise() {
+    let (sshd, mut daemon) = with_a_locked_directory("1h");
+    let new = daemon.source().join("locked/new");
+    // They are sent together, so the second is on its way when the first is refused.
+    daemon.ok(&["pause", "m"]);
+    fs::write(&new, "refused").unwrap();
+    fs::set_permissions(&new, Permissions::from_mode(0o600)).unwrap();
+    daemon.ok(&["resume", "m"]);
+    daemon.wait_for_mirror("m", |m| m["parked_ops"] == 1 && m["pending_ops"] == 2);
+    assert!(!daemon.log().contains("does not fit"), "{}", daemon.log());
+    unlock(&sshd);
+    daemon.ok(&["try-again", "m"]);
+    everything_arrives(&daemon, &sshd, &["m"]);
+    daemon.stop();
+}
+
+#[test]
+fn a_directory_with_files_that_were_excluded_later_stays_there_and_stops_nothing() {
+    let sshd = Sshd::start();
+    let mut daemon = Daemon::new();
+    daemon.add_mirror("m", &sshd);
+    daemon.start();
+    let dir = daemon.source().join("dir");
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("a.tmp"), "mirrored").unwrap();
+    daemon.wait();
+    daemon.stop();
+    let ini = daemon.ini_mut();
+    *ini = ini.replacen("log_level", "exclude = *.tmp\nlog_level", 1);
+    daemon.write_ini();
+    daemon.start();
+    daemon.wait();
+    fs::remove_dir_all(&dir).unwrap();
+    daemon.wait_for_mirror("m", |m| m["parked_ops"] == 1);
+    fs::write(daemon.source().join("after"), "goes on").unwrap();
+    wait_until("what comes after it", || sshd.base().join("after").exists());
+    let status = daemon.ok(&["status"]);
+    let squeezed = status.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(squeezed.contains("or that were excluded later"), "{status}");
+    // An administrator decides about it.
+    fs::remove_file(sshd.base().join("dir/a.tmp")).unwrap();
+    daemon.ok(&["try-again", "m"]);
+    daemon.wait();
+    assert_same(&daemon.source(), &sshd.base());
     daemon.stop();
 }

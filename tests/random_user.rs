@@ -145,7 +145,13 @@ fn left_over(base: &Path) -> impl Iterator<Item = String> {
     // A marker that was being renewed when the daemon stopped is no harm, either.
     let known = ["stage", "position", "position.new"].map(std::ffi::OsString::from);
     let marks = names(private).filter(move |e| !known.contains(&e.file_name()));
-    staged.chain(marks).map(|e| e.path().display().to_string())
+    // The last session's, and no other one's.
+    let is_way = |e: &fs::DirEntry| e.file_name().as_encoded_bytes().starts_with(b"way-");
+    let (ways, marks): (Vec<_>, Vec<_>) = marks.partition(is_way);
+    staged
+        .chain(marks)
+        .chain(ways.into_iter().skip(1))
+        .map(|e| e.path().display().to_string())
 }
 
 /// All that one seed makes happen.

@@ -6,12 +6,15 @@ use super::mirror_errors::{add, base, everything_arrives};
 use super::round_trips::Scene;
 use super::support::daemon::Daemon;
 use super::support::sshd::Sshd;
-use super::support::tree::assert_same;
+use super::support::tree::{assert_same, differences};
 use proxyfs::change::{Change, RelPath, Scope};
+use proxyfs::fault;
 use proxyfs::journal::Recorder;
+use proxyfs::local::{Local, LocalOptions};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
+use std::sync::{Arc, mpsc};
 
 fn with_a_tree(sshd: &Sshd) -> (Daemon, PathBuf, PathBuf) {
     let mut daemon = Daemon::new();
@@ -115,6 +118,26 @@ fn a_directory_with_files_that_only_the_mirror_has_is_not_removed() {
 }
 
 #[test]
+fn what_only_the_mirror_has_in_a_renamed_directory_is_kept_though_the_rename_does_not_fit() {
+    let sshd = Sshd::start();
+    let (mut daemon, www, mirror) = with_a_tree(&sshd);
+    fs::write(mirror.join("dir/sub/stranger"), "only here").unwrap();
+    fs::create_dir(mirror.join("moved")).unwrap();
+    fs::write(mirror.join("moved/mine"), "only here").unwrap();
+    fs::rename(www.join("dir"), www.join("moved")).unwrap();
+    daemon.wait();
+    let only = differences(&www, &mirror, false);
+    for stranger in ["dir/sub/stranger", "moved/mine"] {
+        assert!(mirror.join(stranger).exists(), "{stranger} {only:?}");
+        assert!(only.iter().any(|line| line.contains(stranger)), "{only:?}");
+    }
+    assert!(!mirror.join("dir/a").exists() && !mirror.join("dir/sub/b").exists());
+    daemon.ok(&["sync", "m", "--delete"]);
+    everything_arrives(&daemon, &sshd, &["m"]);
+    daemon.stop();
+}
+
+#[test]
 fn what_is_excluded_is_neither_sent_nor_removed_by_a_repair() {
     let sshd = Sshd::start();
     let mut daemon = Daemon::with("exclude = *.tmp");
@@ -158,6 +181,52 @@ fn a_repair_behind_a_rename_that_is_under_way_is_made_at_its_place() {
     };
     scene.journal.record(&rename).unwrap();
     scene.journal.record(&repair).unwrap();
+    scene.replay(rules, |_, _| {});
+    assert_same(&scene.source(), &scene.mirror());
+}
+
+#[test]
+fn a_repair_that_sees_a_change_which_is_not_recorded_yet_waits_for_its_record() {
+    let scene = Scene::new();
+    let (rules, _) = scene.prepare();
+    let (a, b) = (b"a".as_slice(), b"b".as_slice());
+    for name in ["a", "b"] {
+        for root in [scene.source(), scene.mirror()] {
+            fs::write(root.join(name), name.repeat(4)).unwrap();
+        }
+        let repair = Change::Repair {
+            path: RelPath::new(name.as_bytes()).unwrap(),
+            scope: Scope {
+                bytes: true,
+                ..Scope::ENTRY
+            },
+        };
+        scene.journal.record(&repair).unwrap();
+    }
+    let recorder = Arc::clone(&scene.journal) as Arc<dyn Recorder>;
+    let local = Local::open(&scene.source(), LocalOptions::default(), recorder).unwrap();
+    let local = Arc::new(local);
+    let (happened, has_happened) = mpsc::channel();
+    let (go, may_go) = mpsc::channel();
+    let ours = Arc::clone(&local);
+    let user = std::thread::spawn(move || {
+        fault::watch(Some(Box::new(move |point| {
+            if point == "local.effect" {
+                happened.send(()).unwrap();
+                may_go.recv().unwrap();
+            }
+        })));
+        ours.rename(1, a, 1, b, libc::RENAME_EXCHANGE).unwrap();
+    });
+    has_happened.recv().unwrap();
+    let (ours, goes) = (Arc::clone(&local), go.clone());
+    scene.barrier.set(Some(Box::new(move || {
+        let _ = goes.send(()); // it may have gone on by now
+        ours.wait_for_records();
+    })));
+    scene.replay(rules, |_, _| {});
+    let _ = go.send(());
+    user.join().unwrap();
     scene.replay(rules, |_, _| {});
     assert_same(&scene.source(), &scene.mirror());
 }

@@ -9,6 +9,7 @@ use super::support::sshd::{ORDINARY_USER, Sshd, ids_of};
 use super::support::tree::{assert_same, differences};
 use proxyfs::journal::Journal;
 use std::fs::{self, Permissions};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -139,6 +140,70 @@ fn a_copy_made_by_other_means_is_compared_and_not_sent_again() {
     daemon.stop();
 }
 
+#[test]
+fn what_only_the_mirror_has_in_a_directory_that_is_renamed_during_a_sync_is_kept() {
+    let sshd = Sshd::start();
+    let relay = Relay::start(sshd.port(), Duration::ZERO);
+    relay.refuse(true);
+    let mut daemon = Daemon::new();
+    let www = daemon.source();
+    for dir in ["old/sub", "gone/sub", "one", "two/sub"] {
+        fs::create_dir_all(www.join(dir)).unwrap();
+        fs::write(www.join(dir).join("file"), dir).unwrap();
+    }
+    for dir in ["one", "two"] {
+        fs::write(www.join(dir).join(dir), dir).unwrap();
+    }
+    let port = relay.port().to_string();
+    add(&mut daemon, "m", &sshd, &[("port", &port)]);
+    let mirror = base(&sshd, "m");
+    let copy = std::process::Command::new("cp")
+        .args(["-a", "--", &format!("{}/.", www.display())])
+        .arg(&mirror)
+        .status();
+    assert!(copy.unwrap().success());
+    let strangers = [
+        "old/sub/stranger",
+        "gone/stranger",
+        "one/stranger",
+        "two/sub/stranger",
+    ];
+    for stranger in strangers {
+        fs::write(mirror.join(stranger), "only here").unwrap();
+    }
+    daemon.start();
+    // Before the sync begins: it finds them in the log.
+    fs::rename(www.join("old"), www.join("new")).unwrap();
+    fs::rename(www.join("new/sub"), www.join("sub")).unwrap();
+    fs::rename(www.join("gone"), www.join("away")).unwrap();
+    fs::remove_dir_all(www.join("away")).unwrap();
+    let (one, two) = (www.join("one"), www.join("two"));
+    let swap = rustix::fs::RenameFlags::EXCHANGE;
+    rustix::fs::renameat_with(rustix::fs::CWD, &one, rustix::fs::CWD, &two, swap).unwrap();
+    relay.refuse(false);
+    daemon.ok(&["try-again", "m"]);
+    daemon.wait();
+    let only = differences(&www, &mirror, false);
+    let kept = |path: &str| only.iter().any(|line| line.contains(path));
+    for stranger in strangers {
+        assert!(mirror.join(stranger).exists(), "{stranger} {only:?}");
+        assert!(kept(stranger), "{only:?}");
+    }
+    for gone in [
+        "old/sub/file",
+        "gone/sub",
+        "one/one",
+        "one/file",
+        "two/two",
+        "two/sub/file",
+    ] {
+        assert!(!mirror.join(gone).exists(), "{gone} {only:?}");
+    }
+    daemon.ok(&["sync", "m", "--delete"]);
+    everything_arrives(&daemon, &sshd, &["m"]);
+    daemon.stop();
+}
+
 /// A daemon whose mirror is like its source, the source and the mirror; `*.tmp` is excluded.
 fn mirrored(sshd: &Sshd) -> (Daemon, PathBuf, PathBuf) {
     let mut daemon = Daemon::with("exclude = *.tmp");
@@ -261,6 +326,120 @@ fn changes_go_on_while_a_mirror_is_synced() {
     wait_until("the sync is over", || sync_of(&daemon)["running"] == false);
     everything_arrives(&daemon, &sshd, &["m"]);
     daemon.stop();
+}
+
+#[test]
+fn neither_a_big_file_nor_a_long_directory_holds_up_what_changes_while_they_are_synced() {
+    const FILES: usize = 1000;
+    let sshd = Sshd::start();
+    let relay = Relay::start(sshd.port(), Duration::from_millis(10));
+    let mut daemon = Daemon::new();
+    let www = daemon.source();
+    let bytes: Vec<u8> = (0..12u32 << 20)
+        .map(|n| (n.wrapping_mul(7919) >> 7) as u8)
+        .collect();
+    fs::write(www.join("big"), &bytes).unwrap();
+    fs::create_dir(www.join("flat")).unwrap();
+    for n in 0..FILES {
+        fs::write(www.join(format!("flat/{n:04}")), &bytes[n..n + 12_000]).unwrap();
+    }
+    let port = relay.port().to_string();
+    add(&mut daemon, "m", &sshd, &[("port", &port)]);
+    let mirror = base(&sshd, "m");
+    daemon.start();
+    everything_arrives(&daemon, &sshd, &["m"]);
+    fs::remove_file(mirror.join("big")).unwrap();
+    for n in 0..FILES {
+        fs::remove_file(mirror.join(format!("flat/{n:04}"))).unwrap();
+    }
+    let there = || fs::read_dir(mirror.join("flat")).unwrap().count();
+    relay.set_rate(2_000_000);
+    let before = relay.bytes_up();
+    std::thread::scope(|all| {
+        let sync = all.spawn(|| daemon.ok(&["sync", "m"]));
+        for (name, enough) in [("first", 0), ("flat/second", 20)] {
+            wait_until("it is under way", || {
+                relay.bytes_up() > before + 1_000_000 && there() >= enough
+            });
+            fs::write(www.join(name), "live").unwrap();
+            wait_until("it arrives", || mirror.join(name).exists());
+            assert!(there() < FILES, "{name} came when all was there");
+            let big = mirror.join("big").exists();
+            assert!(enough > 0 || !big, "{name} came behind the big file");
+        }
+        assert_eq!(sync_of(&daemon)["running"], true);
+        relay.set_rate(0);
+        sync.join().unwrap();
+    });
+    everything_arrives(&daemon, &sshd, &["m"]);
+    let (sent, all) = (
+        (relay.bytes_up() - before) as usize,
+        bytes.len() + FILES * 12_000,
+    );
+    assert!(
+        sent < all + all / 10,
+        "{sent} bytes for {all}: something was sent twice"
+    );
+    daemon.stop();
+}
+
+#[test]
+fn of_files_whose_bytes_are_in_doubt_only_those_that_differ_are_sent() {
+    // One that may run programs there, and one that may not.
+    let shell = Sshd::builder().ordinary_user().start();
+    let sftp_only = Sshd::builder()
+        .ordinary_user()
+        .line("ForceCommand internal-sftp")
+        .start();
+    for (sshd, most_down) in [(shell, 300_000), (sftp_only, 10_000_000)] {
+        let relay = Relay::start(sshd.port(), Duration::ZERO);
+        let mut daemon = Daemon::new();
+        let www = daemon.source();
+        let odd = ["-n", "a\nb", "$(touch hacked)", "'\"\\", " ", "*"];
+        let odd = odd.iter().map(|name| name.as_bytes().to_vec());
+        let plain = (0..40).map(|n| format!("file{n}").into_bytes());
+        let names: Vec<Vec<u8>> = odd.chain([b"\xff\xfe".to_vec()]).chain(plain).collect();
+        for (n, name) in names.iter().enumerate() {
+            let name = std::ffi::OsStr::from_bytes(name);
+            fs::write(www.join(name), vec![n as u8; 100_000]).unwrap();
+        }
+        let port = relay.port().to_string();
+        add(&mut daemon, "m", &sshd, &[("port", &port)]);
+        daemon.start();
+        everything_arrives(&daemon, &sshd, &["m"]);
+        let mirror = base(&sshd, "m");
+        let victims = [mirror.join("a\nb"), mirror.join("file7")];
+        for victim in &victims {
+            let time = victim.metadata().unwrap().modified().unwrap();
+            let file = fs::File::options().write(true).open(victim).unwrap();
+            file.write_all_at(b"other", 50_000).unwrap();
+            file.set_modified(time).unwrap();
+        }
+        fs::set_permissions(mirror.join("file8"), Permissions::from_mode(0o600)).unwrap();
+        let compared = daemon.run(&["verify", "m", "--checksum"]);
+        assert_eq!(compared.status.code(), Some(1));
+        let told = String::from_utf8(compared.stdout).unwrap();
+        for line in [
+            "bytes       a\\nb\n",
+            "bytes       file7\n",
+            "mode        file8\n",
+        ] {
+            assert!(told.contains(line), "{line}{told}");
+        }
+        let before = (relay.bytes_up(), relay.bytes_down());
+        let told = daemon.ok(&["sync", "m", "--checksum"]);
+        assert!(
+            told.contains(" 2 sent (195 KiB), 1 changed in mode"),
+            "{told}"
+        );
+        let (up, down) = (relay.bytes_up() - before.0, relay.bytes_down() - before.1);
+        assert!(
+            up < 500_000 && down < most_down,
+            "{up} up, {down} down of 4.7 MB"
+        );
+        assert_same(&www, &mirror);
+        daemon.stop();
+    }
 }
 
 #[test]

@@ -237,8 +237,8 @@ fn trouble(kind: Kind, mirror: &str, count: u64) -> String {
 pub fn advice(news: &News) -> String {
     let mirror = &news.mirror;
     match news.kind {
-        Kind::ReadOnly => "make it possible to write to state_dir again (free space, or remount it): \
-             applications get EROFS (read-only file system) until then. Nothing is lost, and it goes on by itself"
+        Kind::ReadOnly => "make it possible to write to the journal in state_dir again, as the reason says: applications get \
+             EROFS (read-only file system) until then. Nothing is lost, and it goes on by itself as soon as it can"
             .to_string(),
         Kind::Journal => "see that the disk of state_dir is neither full nor failing: the log grows until then"
             .to_string(),

@@ -7,11 +7,13 @@
 use super::child;
 use super::letter::Letter;
 use crate::config::{MailConfig, Tls};
+use lettre::address::Envelope;
 use lettre::message::header::{ContentType, HeaderName, HeaderValue};
 use lettre::message::{Mailbox, MessageBuilder};
 use lettre::transport::smtp::authentication::Credentials;
 use lettre::transport::smtp::client::{Certificate, Tls as Protection, TlsParameters};
 use lettre::transport::smtp::extension::ClientId;
+use lettre::transport::smtp::response::Response;
 use lettre::{Message, SmtpTransport, Transport};
 use std::fmt::Display;
 use std::path::Path;
@@ -56,18 +58,32 @@ fn usual_port(tls: Tls) -> u16 {
     }
 }
 
-/// Sends a mail from `host`; says what was answered.
+/// A mail that was taken.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// What was answered.
+    pub answer: String,
+    /// For whom it was not taken, and why: addresses that the server will never take.
+    pub refused: Option<String>,
+}
+
+/// Sends a mail from `host`. It is taken when it is for one of its addresses at least: one that is wrong keeps nobody
+/// else from being told.
 ///
 /// # Errors
 /// What went wrong, in the mail server's words where it has some.
-pub fn send(config: &MailConfig, letter: &Letter, host: &str) -> Result<String, String> {
+pub fn send(config: &MailConfig, letter: &Letter, host: &str) -> Result<Taken, String> {
     let message = message(config, letter, host)?;
     match (&config.smtp, &config.sendmail) {
         (Some((server, port)), _) => by_smtp(config, server, *port, &message, host),
         (None, Some(program)) => by_sendmail(program, &message),
         (None, None) => Err("there is no section [mail] in the configuration: add it".to_string()),
     }
-    .map_err(|why| why.split_whitespace().collect::<Vec<_>>().join(" "))
+    .map_err(|why| one_line(&why))
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 fn message(config: &MailConfig, letter: &Letter, host: &str) -> Result<Message, String> {
@@ -97,7 +113,7 @@ fn by_smtp(
     port: Option<u16>,
     message: &Message,
     host: &str,
-) -> Result<String, String> {
+) -> Result<Taken, String> {
     let protection = || -> Result<Protection, String> {
         let mut tls = TlsParameters::builder(server.to_string());
         if let Some(file) = &config.ca_file {
@@ -125,21 +141,46 @@ fn by_smtp(
     if let (Some(user), Some(password)) = (&config.user, &password) {
         transport = transport.credentials(Credentials::new(user.clone(), password.clone()));
     }
-    match transport.build().send(message) {
-        Ok(answer) => {
-            let lines: Vec<&str> = answer.message().collect();
-            Ok(format!("{} {}", answer.code(), lines.join(" ")))
+    let transport = transport.build();
+    let told = |why: &lettre::transport::smtp::Error| {
+        let mut text = why.to_string();
+        if let Some(password) = password.as_ref().filter(|p| !p.is_empty()) {
+            text = text.replace(password, "(the password)");
         }
-        Err(why) => {
-            let mut text = why.to_string();
-            if let Some(password) = password.filter(|p| !p.is_empty()) {
-                text = text.replace(&password, "(the password)");
-            }
-            Err(format!(
-                "{server}, port {port}: {text}{}",
-                help(&why, config)
-            ))
+        let help = help(why, config);
+        one_line(&format!("{server}, port {port}: {text}{help}"))
+    };
+    let answer = |answer: Response| {
+        let lines: Vec<&str> = answer.message().collect();
+        format!("{} {}", answer.code(), lines.join(" "))
+    };
+    let envelope = message.envelope();
+    let why = match transport.send(message) {
+        Ok(said) => {
+            return Ok(Taken {
+                answer: answer(said),
+                refused: None,
+            });
         }
+        Err(why) if why.is_permanent() && envelope.to().len() > 1 => why,
+        Err(why) => return Err(told(&why)),
+    };
+    // One address that is refused ends it for all of them. So each gets its own.
+    let (mut taken, mut refused) = (None, Vec::new());
+    for to in envelope.to() {
+        let alone = Envelope::new(envelope.from().cloned(), vec![to.clone()]);
+        let alone = alone.map_err(|e| e.to_string())?;
+        match transport.send_raw(&alone, &message.formatted()) {
+            Ok(said) => taken = Some(answer(said)),
+            Err(why) => refused.push(format!("{to}: {}", told(&why))),
+        }
+    }
+    match taken {
+        Some(answer) => Ok(Taken {
+            answer,
+            refused: Some(refused.join("; ")).filter(|r| !r.is_empty()),
+        }),
+        None => Err(told(&why)),
     }
 }
 
@@ -171,7 +212,7 @@ fn password(file: &Path) -> Result<String, String> {
     Ok(text.lines().next().unwrap_or_default().to_string())
 }
 
-fn by_sendmail(program: &Path, message: &Message) -> Result<String, String> {
+fn by_sendmail(program: &Path, message: &Message) -> Result<Taken, String> {
     let mut command = Command::new(program);
     // As every sendmail takes it: a dot ends nothing; the sender; who gets it.
     command.arg("-i");
@@ -183,7 +224,10 @@ fn by_sendmail(program: &Path, message: &Message) -> Result<String, String> {
     command.arg("--");
     command.args(envelope.to().iter().map(ToString::to_string));
     child::run(command, &message.formatted(), SENDMAIL_WITHIN)?;
-    Ok(format!("{} took it", program.display()))
+    Ok(Taken {
+        answer: format!("{} took it", program.display()),
+        refused: None,
+    })
 }
 
 /// This host's name.

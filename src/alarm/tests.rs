@@ -244,6 +244,33 @@ fn a_mail_goes_to_those_who_are_there_and_a_hook_is_run_once() {
 }
 
 #[test]
+fn a_look_that_dies_of_a_bug_is_not_the_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path().display();
+    let ini =
+        format!("[proxyfs]\nsource = {d}/www\nmount_point = {d}/www\nstate_dir = {d}/state\n");
+    std::fs::write(dir.path().join("p.ini"), ini).unwrap();
+    for name in ["www", "state"] {
+        std::fs::create_dir(dir.path().join(name)).unwrap();
+    }
+    let config = Config::load(&dir.path().join("p.ini"), Default::default()).unwrap();
+    let journal = Arc::new(Journal::open(&config.state_dir).unwrap());
+    let mut looks = 0;
+    let look = move |_: &Told| {
+        looks += 1;
+        assert_ne!(looks, 1, "a bug");
+        sight(stands(Kind::Stopped, "no key"))
+    };
+    let alarm = Alarm::start(&config, journal, Box::new(look)).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while alarm.report().troubles.is_empty() {
+        assert!(Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    alarm.stop(deadline);
+}
+
+#[test]
 fn a_clock_that_is_set_back_keeps_no_mail() {
     let mut book = Book::default();
     let day = 86_400_000;

@@ -47,6 +47,19 @@ pub(super) fn load(path: &Path, overrides: &Overrides) -> Result<Config, ConfigE
     Ok(config)
 }
 
+/// See [`Config::run_dir_of`].
+pub(super) fn run_dir_of(file: &Path) -> Option<PathBuf> {
+    let text = String::from_utf8_lossy(&std::fs::read(file).ok()?).into_owned();
+    let written = text::find(&text, "proxyfs", "run_dir");
+    let mut config = Config::blank(file.to_path_buf());
+    for setting in SETTINGS.iter().filter(|s| s.name == "run_dir") {
+        if let (Apply::Proxyfs(apply), Absent::Default(usual)) = (setting.apply, setting.absent) {
+            apply(&mut config, written.as_deref().unwrap_or(usual)).ok()?;
+        }
+    }
+    Some(config.run_dir)
+}
+
 /// Where a section or one of its keys stands.
 #[derive(Clone)]
 struct Place {
@@ -487,7 +500,8 @@ impl Loader {
         }
     }
 
-    /// A file with a password that others may read is told of, and used all the same.
+    /// A file with a password that others may read, or a program that others may change or that is none, is told of, and
+    /// used all the same.
     fn check_secrets(&mut self) {
         let mirrors = self.config.mirrors.iter();
         let secrets = mirrors.filter_map(|m| Some(("passphrase_file", m.passphrase_file.clone()?)));
@@ -500,6 +514,26 @@ impl Loader {
             .collect();
         open.sort();
         open.dedup();
+        let programs = [
+            ("on_event", &self.config.on_event),
+            ("sendmail", &self.config.mail.sendmail),
+        ];
+        for (key, program) in programs {
+            let Some(program) = program else { continue };
+            let shown = program.display();
+            let mode = std::fs::metadata(program).map(|found| found.mode());
+            let warnings = &mut self.config.warnings;
+            match mode {
+                Err(why) => warnings.push(format!("{key} {shown} cannot be run: {why}")),
+                Ok(mode) if mode & 0o111 == 0 => {
+                    warnings.push(format!("{key} {shown} cannot be run: chmod +x {shown}"));
+                }
+                Ok(mode) if mode & 0o022 != 0 => warnings.push(format!(
+                    "{key} {shown} is run as root, and may be written by others than its owner: chmod go-w {shown}"
+                )),
+                Ok(_) => {}
+            }
+        }
         self.config
             .warnings
             .extend(open.into_iter().map(|(key, file)| {

@@ -88,6 +88,21 @@ pub fn read(file: &Path, bytes: &[u8]) -> Result<Vec<RawSection>, Vec<Problem>> 
     Ok(sections)
 }
 
+/// The value of a key, in a text whose other lines may be wrong.
+pub fn find(text: &str, section: &str, key: &str) -> Option<String> {
+    let mut here = false;
+    for line in text.lines() {
+        match scan(line.trim()) {
+            Ok(Line::Section(name)) => here = name == section,
+            Ok(Line::Entry(name, value)) if here && name == key => {
+                return Some(value.trim_matches(['"', '\'']).to_string());
+            }
+            Ok(Line::Entry(..) | Line::Nothing) | Err(_) => {}
+        }
+    }
+    None
+}
+
 /// What one line is, or what is expected there.
 fn scan(line: &str) -> Result<Line<'_>, String> {
     if line.contains(|c: char| c.is_control() && c != '\t') {

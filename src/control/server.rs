@@ -34,6 +34,9 @@ const UNREAD: Duration = Duration::from_secs(5);
 /// How long an older socket may take to answer before it counts as a living daemon's all the same.
 const ANSWER: Duration = Duration::from_secs(2);
 
+/// How long commands under way may take to give up at the end. One may wait for a mail server, which knows no haste.
+const GIVE_UP: Duration = Duration::from_secs(3);
+
 /// What the daemon does with requests. Called on a thread for each client, so several at a time.
 pub trait Handler: Send + Sync {
     /// Carries out one request. It may take its time; then it asks `cancelled` now and again, which
@@ -151,8 +154,8 @@ impl ControlServer {
         Ok(server)
     }
 
-    /// Takes no further requests, lets commands under way know, and waits for their threads. Called
-    /// from a handler it would wait for itself.
+    /// Takes no further requests, lets commands under way know, and waits for their threads, for some seconds at most.
+    /// Called from a handler it would wait for itself.
     pub fn stop(mut self) {
         self.end();
     }
@@ -178,8 +181,16 @@ impl ControlServer {
         for client in &clients {
             let _ = client.stream.shutdown(Shutdown::Read);
         }
+        let deadline = Instant::now() + GIVE_UP;
         for thread in clients.into_iter().filter_map(|c| c.thread) {
-            let _ = thread.join();
+            while !thread.is_finished() && Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(2));
+            }
+            if thread.is_finished() {
+                let _ = thread.join();
+            } else {
+                log::warn!("a command is still under way: it is left, and ends with the daemon");
+            }
         }
     }
 }

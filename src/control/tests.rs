@@ -4,8 +4,8 @@ use super::*;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -16,6 +16,8 @@ const LONG: Duration = Duration::from_secs(30);
 struct Fake {
     waiting: AtomicUsize,
     cancelled: AtomicUsize,
+    /// Keeps `test-mail` under way.
+    hangs: Mutex<()>,
 }
 
 impl Handler for Fake {
@@ -34,6 +36,11 @@ impl Handler for Fake {
             }
             ControlRequest::Pause { mirror } => Err(format!("no mirror\nis called {mirror}")),
             ControlRequest::Reload => panic!("a handler that panics"),
+            ControlRequest::TestMail => {
+                self.waiting.fetch_add(1, Ordering::SeqCst);
+                drop(self.hangs.lock().unwrap());
+                Ok(json!(null))
+            }
             other => Ok(other.to_json()),
         }
     }
@@ -367,4 +374,18 @@ fn a_stranger_is_refused_even_where_the_file_mode_lets_him_in() {
     };
     assert!(why.starts_with("not allowed"), "{why}");
     ask(&stage.path, &ControlRequest::Status).unwrap();
+}
+
+#[test]
+fn a_command_that_hangs_does_not_keep_the_daemon_from_ending() {
+    let stage = stage();
+    let hangs = stage.fake.hangs.lock().unwrap();
+    let path = stage.path.clone();
+    let asked = std::thread::spawn(move || ask(&path, &ControlRequest::TestMail));
+    until("it is under way", || {
+        stage.fake.waiting.load(Ordering::SeqCst) == 1
+    });
+    stage.server.stop();
+    drop(hangs);
+    assert!(asked.join().unwrap().is_ok());
 }

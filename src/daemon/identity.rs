@@ -6,10 +6,14 @@
 //! with the source that carries it.
 //!
 //! The id is written to the source first and to the journal then: killed in between, the next start finds
-//! an id that no journal knows, and takes it over.
+//! an id that no journal knows, and takes it over. But most likely there was a journal, and it is lost, with all that
+//! mirrors had still to get: so every mirror is compared with the whole source then ([`begin_anew`]), which is noted before
+//! the id is.
 
 use crate::journal::{Journal, JournalError, SOURCE_ID};
 use crate::local::RESERVED;
+use crate::scan::keeper;
+use crate::scan::marks::{self, FsClock};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, fsync, mkdirat, openat, renameat};
 use rustix::io::Errno;
 use std::fmt;
@@ -91,6 +95,7 @@ pub(super) fn claim_source(
     root: BorrowedFd<'_>,
     path: &Path,
     journal: &Journal,
+    mirrors: &[&str],
 ) -> Result<Lock, IdentityError> {
     let known = journal.meta(SOURCE_ID).map_err(IdentityError::Journal)?;
     let io = |why: io::Error| IdentityError::Io(path.join(".proxyfs/id"), why);
@@ -101,6 +106,11 @@ pub(super) fn claim_source(
         (Some(_), None) => Err(IdentityError::NotTheSource(path.to_path_buf())),
         (None, Some((id, file))) => {
             let lock = lock(file, path)?;
+            log::warn!(
+                "the source had a journal before, which is not in state_dir any more: a new one begins, and every \
+                 mirror is compared with the whole source"
+            );
+            begin_anew(journal, root, mirrors)?;
             journal
                 .set_meta(SOURCE_ID, &id)
                 .map_err(IdentityError::Journal)?;
@@ -117,6 +127,37 @@ pub(super) fn claim_source(
                 .map_err(IdentityError::Journal)?;
             Ok(lock)
         }
+    }
+}
+
+/// Begins a new journal of a source that had one.
+pub(super) fn begin_anew(
+    journal: &Journal,
+    root: BorrowedFd<'_>,
+    mirrors: &[&str],
+) -> Result<(), IdentityError> {
+    let empty = keeper::is_empty(root).unwrap_or(false);
+    let now = FsClock::new(root).now();
+    let note = || {
+        journal.compare_all(mirrors)?;
+        marks::begin_anew(journal, now, empty)
+    };
+    note().map_err(IdentityError::Journal)
+}
+
+/// The id of the source, which is the one that its journal `knew`.
+pub(super) fn id_of(
+    root: BorrowedFd<'_>,
+    path: &Path,
+    knew: Option<&str>,
+) -> Result<String, IdentityError> {
+    let io = |why: io::Error| IdentityError::Io(path.join(".proxyfs/id"), why);
+    match (read_id(root).map_err(io)?, knew) {
+        (None, _) => Err(IdentityError::NotTheSource(path.to_path_buf())),
+        (Some((id, _)), Some(knew)) if knew != id => {
+            Err(IdentityError::AnotherSource(path.to_path_buf()))
+        }
+        (Some((id, _)), _) => Ok(id),
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is told of the daemon: status, tasks, and when everything is there.
 
 use super::Shared;
+use super::watch::DROPPED;
 use super::workers::unknown_mirror;
 use crate::alarm::{self, Alarm, Report};
 use crate::config::{Config, MirrorConfig};
@@ -25,7 +26,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// The status of a running daemon.
 pub(super) fn status(shared: &Shared) -> Result<Status, String> {
-    let reader = shared.journal.reader().map_err(|e| e.to_string())?;
     let config = shared.config().clone();
     let mut mirrors = Vec::new();
     for mirror in &config.mirrors {
@@ -34,7 +34,7 @@ pub(super) fn status(shared: &Shared) -> Result<Status, String> {
             .with(&mirror.name, |w| Arc::clone(&w.live))
             .ok();
         let now = live.as_ref().map(|live| live.now());
-        let mut status = mirror_status(mirror, &reader, now.as_ref())?;
+        let mut status = mirror_status(mirror, &shared.journal.at_hand(), now.as_ref())?;
         if let Some(live) = live {
             status.totals = shared.tally().count(&mirror.name, &live);
         }
@@ -48,11 +48,13 @@ pub(super) fn status(shared: &Shared) -> Result<Status, String> {
             .iter_mut()
             .for_each(|m| m.unsupported.push(words.clone()));
     }
+    let closed = shared.local.read_only_reason();
     Ok(Status {
         source: config.source.display().to_string(),
         mount_point: config.mount_point.display().to_string(),
         pid: Some(std::process::id()),
-        read_only: shared.local.is_read_only(),
+        read_only: closed.is_some(),
+        read_only_reason: closed.map(|why| why.0),
         last_seq: shared.journal.head(),
         log_bytes: shared.journal.disk_bytes(),
         scan: Some(scan_status(shared)),
@@ -90,12 +92,27 @@ pub(super) fn offline_status(config: &Config) -> Result<Status, String> {
         mount_point: config.mount_point.display().to_string(),
         pid: None,
         read_only: false,
+        read_only_reason: None,
         last_seq: reader.head().map_err(|e| e.to_string())?,
         log_bytes: length(&file) + length(&file.with_extension("db-wal")),
         scan: None,
         mirrors: mirrors.collect::<Result<_, _>>()?,
         mail: mail_status(&told),
-        alarms: alarms_status(told),
+        alarms: alarms_status(told)
+            .into_iter()
+            .chain(not_started(config))
+            .collect(),
+    })
+}
+
+/// Why there is no daemon, if it was started in vain.
+fn not_started(config: &Config) -> Option<AlarmStatus> {
+    let (since, reason) = alarm::left(&config.state_dir)?;
+    Some(AlarmStatus {
+        kind: alarm::Kind::NotStarted.name().to_string(),
+        mirror: None,
+        seconds: age(since),
+        reason,
     })
 }
 
@@ -132,6 +149,8 @@ fn mirror_status(
         None => Backlog::default(),
     };
     let paused = position.as_ref().is_some_and(|p| p.paused);
+    let begun = live.is_some_and(|l| l.repair.as_ref().is_some_and(|r| r.running));
+    let dropped = position.as_ref().is_some_and(|p| p.lacks > 0) && !begun;
     let offline = if paused {
         MirrorState::Paused
     } else {
@@ -157,6 +176,7 @@ fn mirror_status(
         user: mirror.user.clone(),
         path: mirror.path.clone(),
         state,
+        held: live.is_some_and(|l| l.held),
         pending_ops: backlog.ops,
         pending_bytes: backlog.bytes,
         parked_ops: backlog.parked,
@@ -181,7 +201,12 @@ fn mirror_status(
             Some(live) => live.last_error.clone(),
             None => position.and_then(|p| p.last_error),
         }
-        .or(parked),
+        .or(parked)
+        .map(|why| match dropped {
+            true => format!("{why}; and {DROPPED}"),
+            false => why,
+        })
+        .or(dropped.then(|| DROPPED.to_string())),
         retry_in_seconds: live
             .and_then(|l| l.retry_at)
             .map(|at| at.saturating_duration_since(Instant::now()).as_secs())
@@ -335,8 +360,7 @@ fn list_tasks(
 
 /// Why a change up to `target` is parked, if one is.
 fn parked_before(shared: &Shared, name: &str, target: u64) -> Result<Option<String>, String> {
-    let reader = shared.journal.reader().map_err(|e| e.to_string())?;
-    first_parked(name, target, &reader)
+    first_parked(name, target, &shared.journal.at_hand())
 }
 
 fn first_parked(name: &str, target: u64, reader: &Reader) -> Result<Option<String>, String> {

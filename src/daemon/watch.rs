@@ -6,8 +6,13 @@ use crate::config::MirrorConfig;
 use crate::journal::{Backlog, JournalError, Reader, now_ms};
 use crate::mirror::live::Now;
 use crate::status::MirrorState;
-use crate::status::show::{bytes, count, duration};
+use crate::status::show::{bytes, changes, count, duration};
 use std::time::Duration;
+
+/// Why a mirror that is not reached needs more than the log.
+pub(super) const DROPPED: &str = "it was out of reach, or paused, for so long that its changes were dropped from the \
+     log, which would have outgrown log_limit or filled its disk: when it is reached again it is compared with the \
+     whole source, by itself";
 
 /// All of it; `told` says which refusals are known. What cannot be seen is left out.
 pub(super) fn sight(shared: &Shared, told: &Told) -> Sight {
@@ -20,21 +25,16 @@ pub(super) fn sight(shared: &Shared, told: &Told) -> Sight {
     let closed = shared.local.read_only_reason();
     whole(Kind::ReadOnly, closed.map(|why| why.to_string()));
     whole(Kind::Journal, shared.untidy());
-    let reader = shared.journal.reader();
     for mirror in &config.mirrors {
         let Ok(now) = shared.workers.with(&mirror.name, |w| w.live.now()) else {
             sight.mirrors.push(line(mirror, "not at work".to_string()));
             continue;
         };
-        let looked = reader.as_ref().ok().map(|reader| {
-            let upto = told.get(&mirror.name).copied().unwrap_or(0);
-            look_into(reader, &mirror.name, upto)
-        });
-        let (backlog, refusals) = match looked {
-            Some(Ok((backlog, refusals))) => (Some(backlog), Some(refusals)),
-            Some(Err(_)) | None => (None, None), // then the log is closed, or soon will be
-        };
-        let topics = topics(&now, backlog, refusals, config.mail.alert_after);
+        let upto = told.get(&mirror.name).copied().unwrap_or(0);
+        // Where the journal does not tell, the log is closed, or soon will be.
+        let owed = look_into(&shared.journal.at_hand(), &mirror.name, upto).ok();
+        let backlog = owed.as_ref().map(|owed| owed.backlog);
+        let topics = topics(&now, owed, config.mail.alert_after);
         let named =
             |(kind, seen): (Kind, Seen)| -> (Topic, Seen) { ((kind, mirror.name.clone()), seen) };
         sight.seen.extend(topics.into_iter().map(named));
@@ -43,13 +43,19 @@ pub(super) fn sight(shared: &Shared, told: &Told) -> Sight {
     sight
 }
 
+/// What the journal tells of a mirror.
+#[derive(Default)]
+struct Owed {
+    /// What it has still to get.
+    backlog: Backlog,
+    /// What it refused.
+    refusals: Refusals,
+    /// The log does not have any more what it has to get.
+    dropped: bool,
+}
+
 /// What is known of a mirror's topics.
-fn topics(
-    now: &Now,
-    backlog: Option<Backlog>,
-    refusals: Option<Refusals>,
-    alert_after: Duration,
-) -> Vec<(Kind, Seen)> {
+fn topics(now: &Now, owed: Option<Owed>, alert_after: Duration) -> Vec<(Kind, Seen)> {
     let mut found = Vec::new();
     let why = || now.last_error.clone().unwrap_or_default();
     // One that is just connecting, or paused, is neither well nor ill.
@@ -61,26 +67,30 @@ fn topics(
         MirrorState::Synced | MirrorState::Syncing | MirrorState::Paused => {}
     }
     if now.up {
-        let well = [
-            Kind::Stopped,
-            Kind::NeedsSync,
-            Kind::Unreachable,
-            Kind::MassDeletion,
-        ];
+        let well = [Kind::Stopped, Kind::Unreachable, Kind::MassDeletion];
         found.extend(well.map(|kind| (kind, Seen::Over)));
     }
-    match refusals {
-        Some(refusals) if refusals.count == 0 => found.push((Kind::Parked, Seen::Over)),
-        Some(refusals) => found.push((Kind::Parked, Seen::Refused(refusals))),
-        None => {}
+    let Some(owed) = owed else {
+        return found;
+    };
+    if owed.dropped && now.state != MirrorState::NeedsSync {
+        found.push((Kind::NeedsSync, Seen::Standing(DROPPED.to_string())));
+    } else if now.up {
+        found.push((Kind::NeedsSync, Seen::Over));
     }
-    if let Some(backlog) = backlog.filter(|_| now.up) {
+    found.push(match owed.refusals.count {
+        0 => (Kind::Parked, Seen::Over),
+        _ => (Kind::Parked, Seen::Refused(owed.refusals)),
+    });
+    if now.up {
+        let backlog = owed.backlog;
         let age = backlog.oldest_in_log.map_or(0, |at| now_ms() - at);
         let age = Duration::from_millis(u64::try_from(age).unwrap_or(0));
         if age >= alert_after {
+            let are = if backlog.ops == 1 { "is" } else { "are" };
             let words = format!(
-                "{} changes, {}, are still to be sent; the oldest is {} old",
-                count(backlog.ops),
+                "{}, {}, {are} still to be sent; the oldest is {} old",
+                changes(backlog.ops),
                 bytes(backlog.bytes),
                 duration(age.as_secs())
             );
@@ -92,8 +102,10 @@ fn topics(
     found
 }
 
-/// What a mirror has still to get, and what it refused: of that `items` begins behind `upto`.
-fn look_into(reader: &Reader, name: &str, upto: u64) -> Result<(Backlog, Refusals), JournalError> {
+/// What the journal tells of a mirror: of what it refused `items` begins behind `upto`.
+fn look_into(reader: &Reader, name: &str, upto: u64) -> Result<Owed, JournalError> {
+    let mut all = reader.mirrors()?.into_iter();
+    let dropped = all.any(|m| m.name == name && m.lacks > 0);
     let backlog = reader.backlog(name)?;
     let mut refusals = Refusals {
         count: backlog.parked,
@@ -112,7 +124,11 @@ fn look_into(reader: &Reader, name: &str, upto: u64) -> Result<(Backlog, Refusal
         let refused: Vec<Item> = refused.take(room).collect();
         refusals.items.extend(refused);
     }
-    Ok((backlog, refusals))
+    Ok(Owed {
+        backlog,
+        refusals,
+        dropped,
+    })
 }
 
 fn line(mirror: &MirrorConfig, state: String) -> MirrorLine {
@@ -139,8 +155,8 @@ fn in_words(now: &Now, backlog: Option<Backlog>) -> String {
                 0 => String::new(),
                 n => format!(", {} of them refused", count(n)),
             };
-            let (ops, size) = (count(backlog.ops), bytes(backlog.bytes));
-            format!("{state}, {ops} changes ({size}) to be sent{refused}")
+            let (ops, size) = (changes(backlog.ops), bytes(backlog.bytes));
+            format!("{state}, {ops} ({size}) to be sent{refused}")
         }
         Some(_) | None => state.to_string(),
     }
@@ -151,9 +167,39 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_mirror_whose_changes_were_dropped_needs_a_sync_until_that_has_begun() {
+        let live = crate::mirror::live::Live::new(Some(7), None);
+        let needs = |dropped| {
+            let owed = Owed {
+                dropped,
+                ..Owed::default()
+            };
+            let found = topics(&live.now(), Some(owed), Duration::from_secs(100));
+            let mut found = found.into_iter().filter(|f| f.0 == Kind::NeedsSync);
+            found.next().map(|f| f.1)
+        };
+        assert_eq!(needs(false), None, "not reached yet");
+        assert_eq!(needs(true), Some(Seen::Standing(DROPPED.into())));
+        live.resting(MirrorState::Stopped, Some("no key".into()), None);
+        assert_eq!(needs(true), Some(Seen::Standing(DROPPED.into())));
+        live.connected(Vec::new());
+        assert_eq!(needs(true), Some(Seen::Standing(DROPPED.into())));
+        assert_eq!(needs(false), Some(Seen::Over));
+        live.resting(
+            MirrorState::NeedsSync,
+            Some("its disk is empty".into()),
+            None,
+        );
+        assert_eq!(
+            needs(true),
+            Some(Seen::Standing("its disk is empty".into()))
+        );
+    }
+
+    #[test]
     fn a_mirror_that_is_just_connecting_is_neither_well_nor_ill() {
         let live = crate::mirror::live::Live::new(Some(7), None);
-        let of = |now: &Now| topics(now, None, None, Duration::from_secs(1));
+        let of = |now: &Now| topics(now, None, Duration::from_secs(1));
         assert_eq!(of(&live.now()), []);
         live.resting(MirrorState::Stopped, Some("no key".into()), None);
         let stopped = (Kind::Stopped, Seen::Standing("no key".into()));
@@ -177,19 +223,18 @@ mod tests {
             ..Backlog::default()
         };
         let lag = |oldest| {
-            let found = topics(
-                &live.now(),
-                Some(backlog(oldest)),
-                None,
-                Duration::from_secs(100),
-            );
+            let owed = Owed {
+                backlog: backlog(oldest),
+                ..Owed::default()
+            };
+            let found = topics(&live.now(), Some(owed), Duration::from_secs(100));
             found.into_iter().find(|(kind, _)| *kind == Kind::Lag)
         };
         assert_eq!(lag(200_000), None);
         live.connected(Vec::new());
         assert_eq!(lag(10_000), Some((Kind::Lag, Seen::Over)));
         assert_eq!(lag(70_000), None);
-        let words = "1 changes, 0 B, are still to be sent; the oldest is 3m20s old";
+        let words = "1 change, 0 B, is still to be sent; the oldest is 3m20s old";
         assert_eq!(
             lag(200_000),
             Some((Kind::Lag, Seen::Standing(words.into())))

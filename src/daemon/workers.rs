@@ -1,4 +1,8 @@
-//! The workers of the configured mirrors: started, stopped and changed one by one.
+//! The workers of the configured mirrors: started, stopped and changed one by one, by the main thread only.
+//!
+//! The danger: one that is connecting takes its time to end, and one that starts looks at the source, whose disk may be
+//! slow. Who asks for the status meanwhile must not wait for either. So the lock is held to look at the workers,
+//! to take them out and to put them in, and never while one is started or waited for.
 
 use crate::config::{MaxDelete, MirrorConfig};
 use crate::journal::Journal;
@@ -45,10 +49,10 @@ impl Workers {
         mirrors: &[MirrorConfig],
         deadline: Instant,
     ) -> Result<String, MirrorError> {
-        let mut running = self.running();
         let mut done = Vec::new();
         let names: Vec<&str> = mirrors.iter().map(|m| m.name.as_str()).collect();
         self.journal.note_configured(&names)?;
+        let mut running = self.running();
         for config in mirrors {
             if let Some(worker) = running.get_mut(&config.name)
                 && worker.config != *config
@@ -69,10 +73,8 @@ impl Workers {
             .filter_map(|name| running.get(name))
             .for_each(Worker::stop);
         let leavers: Vec<Worker> = leaving.iter().filter_map(|n| running.remove(n)).collect();
-        // One that is connecting takes its time to end: who asks for the status meanwhile must not wait for it.
         drop(running);
         leavers.into_iter().for_each(|w| w.join(deadline));
-        let mut running = self.running();
         for name in &leaving {
             if mirrors.iter().all(|m| m.name != *name) {
                 self.journal.release_mirror(name);
@@ -80,7 +82,7 @@ impl Workers {
             }
         }
         for config in mirrors {
-            if running.contains_key(&config.name) {
+            if self.running().contains_key(&config.name) {
                 continue;
             }
             let verb = if leaving.contains(&config.name) {
@@ -88,9 +90,7 @@ impl Workers {
             } else {
                 "added"
             };
-            let (journal, source) = (Arc::clone(&self.journal), Arc::clone(&self.source));
-            let worker = Worker::start(config.clone(), journal, source)?;
-            running.insert(config.name.clone(), worker);
+            self.start(config.clone())?;
             done.push(format!("mirror {} {verb}", config.name));
         }
         Ok(if done.is_empty() {
@@ -142,35 +142,40 @@ impl Workers {
     /// Starts again what has ended though nobody told it to: a bug ends one worker for seconds, not
     /// for good. Gives the names of their mirrors.
     pub fn revive(&self) -> Vec<String> {
-        let mut running = self.running();
-        let dead: Vec<String> = running
-            .iter()
-            .filter(|(_, w)| w.is_dead())
-            .map(|(n, _)| n.clone())
-            .collect();
-        for name in dead.iter().cloned() {
+        let dead: BTreeMap<String, Worker> = {
+            let mut running = self.running();
+            let (dead, alive) = std::mem::take(&mut *running)
+                .into_iter()
+                .partition(|(_, worker)| worker.is_dead());
+            *running = alive;
+            dead
+        };
+        let mut names = Vec::new();
+        for (name, worker) in dead {
             log::error!("mirror {name}: its worker has died (a bug); it is started again");
-            let Some(worker) = running.remove(&name) else {
-                continue;
-            };
             let config = worker.config.clone();
             worker.join(Instant::now());
-            let (journal, source) = (Arc::clone(&self.journal), Arc::clone(&self.source));
-            match Worker::start(config, journal, source) {
-                Ok(worker) => drop(running.insert(name, worker)),
-                Err(why) => log::error!("mirror {name}: {why}"),
+            if let Err(why) = self.start(config) {
+                log::error!("mirror {name}: {why}");
             }
+            names.push(name);
         }
-        dead
+        names
+    }
+
+    fn start(&self, config: MirrorConfig) -> Result<(), MirrorError> {
+        let (journal, source) = (Arc::clone(&self.journal), Arc::clone(&self.source));
+        let name = config.name.clone();
+        let worker = Worker::start(config, journal, source)?;
+        self.running().insert(name, worker);
+        Ok(())
     }
 
     /// Ends all, by `deadline`.
     pub fn stop(&self, deadline: Instant) {
-        let mut running = self.running();
-        running.values().for_each(Worker::stop);
-        for (_, worker) in std::mem::take(&mut *running) {
-            worker.join(deadline);
-        }
+        let all = std::mem::take(&mut *self.running());
+        all.values().for_each(Worker::stop);
+        all.into_values().for_each(|worker| worker.join(deadline));
     }
 }
 
@@ -183,4 +188,45 @@ pub(super) fn unknown_mirror(name: &str, known: &[&str]) -> String {
         "there is no mirror {name:?}; configured: {}",
         known.join(", ")
     )
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Overrides};
+    use crate::mirror::source::Writing;
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    #[test]
+    fn who_looks_at_the_workers_does_not_wait_for_one_that_ends_late() {
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("ini");
+        std::fs::create_dir(dir.path().join("www")).unwrap();
+        let (d, port) = (dir.path().display(), silent.local_addr().unwrap().port());
+        let ini = format!(
+            "[proxyfs]\nsource = {d}/www\nmount_point = {d}/www\nstate_dir = {d}\n[mirror m]\nhost = 127.0.0.1\n\
+             port = {port}\nuser = u\npath = /p\nkey = {d}/key\n"
+        );
+        std::fs::write(&file, ini).unwrap();
+        let config = Config::load(&file, Overrides::default()).unwrap();
+        let journal = Arc::new(Journal::open(dir.path()).unwrap());
+        let root = std::fs::File::open(dir.path().join("www")).unwrap().into();
+        let source = Arc::new(Source::new(root, Box::new(|_| Writing::No)));
+        let workers = Workers::new(journal, source);
+        let soon = || Instant::now() + Duration::from_secs(4);
+        workers.apply(&config.mirrors, soon()).unwrap();
+        let (_, live) = workers.lives().remove(0);
+        let _connecting = silent.accept().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| workers.stop(soon()));
+            while !workers.lives().is_empty() {
+                std::thread::yield_now();
+            }
+            assert!(Arc::strong_count(&live) > 1, "the worker has ended already");
+        });
+        assert_eq!(Arc::strong_count(&live), 1);
+    }
 }

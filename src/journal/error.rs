@@ -25,6 +25,15 @@ pub enum JournalError {
         /// Why.
         why: DecodeError,
     },
+    /// Its pages do not fit together.
+    Damaged {
+        /// The database.
+        file: PathBuf,
+        /// What SQLite found.
+        what: String,
+    },
+    /// It is not at its place any more: what happened, and the way out.
+    Lost(String),
     /// A file beside SQLite's could not be opened or synced.
     File {
         /// The file.
@@ -42,8 +51,8 @@ pub enum JournalError {
 }
 
 /// What to do with a damaged journal.
-const WAY_OUT: &str = "check the disk, move journal.db and what begins with that name out of its directory, and \
-     start again: a new journal begins, and each mirror is compared with the source";
+pub(super) const WAY_OUT: &str = "check the disk, run `proxyfs rebuild` while the daemon is stopped, and start it again: a \
+     new journal begins, and each mirror is compared with the source";
 
 impl fmt::Display for JournalError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -73,6 +82,12 @@ impl fmt::Display for JournalError {
                     file.display()
                 )
             }
+            JournalError::Damaged { file, what } => write!(
+                f,
+                "{}: the journal is damaged ({what}); {WAY_OUT}",
+                file.display()
+            ),
+            JournalError::Lost(why) => f.write_str(why),
             JournalError::File { file, why } => write!(f, "{}: {why}", file.display()),
             JournalError::Sqlite { file, why }
                 if why.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) =>

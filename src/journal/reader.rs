@@ -2,6 +2,7 @@
 //! length of the log (R8).
 
 use super::codec::{self, Columns};
+use super::mends::{self, Mend, Trust};
 use super::{FILE_NAME, JournalError, SCHEMA_VERSION};
 use crate::change::{Change, RelPath, Scope, Seq};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row as SqlRow, params};
@@ -60,108 +61,6 @@ pub struct Parked {
     pub next_try: Option<i64>,
 }
 
-/// A path on a mirror that has to be made like the source.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mend {
-    /// Which.
-    pub path: RelPath,
-    /// How much of it.
-    pub scope: Scope,
-    /// Its own bytes are sent, if it is a file, whatever it looks like there.
-    pub resend: bool,
-    /// What is there before.
-    pub trust: Trust,
-    /// How far it is.
-    pub walked: Walked,
-    /// Up to this change the log is not replayed on what is walked.
-    pub seen: Option<Seq>,
-    /// Why it could not be done so far.
-    pub error: Option<String>,
-    /// How often it could not.
-    pub attempts: u32,
-    /// When it is tried again: milliseconds since 1970.
-    pub next_try: Option<i64>,
-}
-
-impl Mend {
-    /// One that is not begun, of a path that may be anything there.
-    pub fn new(path: RelPath, scope: Scope) -> Mend {
-        Mend {
-            path,
-            scope,
-            resend: false,
-            trust: Trust::Nothing,
-            walked: Walked::Nothing,
-            seen: None,
-            error: None,
-            attempts: 0,
-            next_try: None,
-        }
-    }
-}
-
-/// What is known of a path that is to be repaired.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Trust {
-    /// It may be anything: no row of the log is replayed on it.
-    Nothing,
-    /// As far as is known it is what the log says: rows are replayed where the repair has not yet been.
-    Log,
-    /// It is new there. What the log says of it is found when it is sent.
-    Blank,
-}
-
-/// How far the repair of a tree is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Walked {
-    /// It is not begun.
-    Nothing,
-    /// Up to this directory, in the order of the walk.
-    Upto(RelPath),
-    /// All of it.
-    All,
-}
-
-/// In the table `repair`: all of it. No path is like that.
-const ALL: &[u8] = b"/";
-
-impl Walked {
-    pub(super) fn to_blob(&self) -> Option<&[u8]> {
-        match self {
-            Walked::Nothing => None,
-            Walked::Upto(path) => Some(path.as_bytes()),
-            Walked::All => Some(ALL),
-        }
-    }
-
-    fn of_blob(blob: Option<&[u8]>) -> Walked {
-        match blob {
-            None => Walked::Nothing,
-            Some(ALL) => Walked::All,
-            // What is no path was never put in: it is begun anew.
-            Some(path) => RelPath::new(path).map_or(Walked::Nothing, Walked::Upto),
-        }
-    }
-}
-
-impl Trust {
-    pub(super) fn number(self) -> u8 {
-        match self {
-            Trust::Nothing => 0,
-            Trust::Log => 1,
-            Trust::Blank => 2,
-        }
-    }
-
-    fn of_number(number: u8) -> Trust {
-        match number {
-            1 => Trust::Log,
-            2 => Trust::Blank,
-            _ => Trust::Nothing,
-        }
-    }
-}
-
 /// How far a mirror is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Position {
@@ -207,7 +106,7 @@ pub struct Backlog {
 /// Reads the journal: in the daemon, or without one.
 pub struct Reader {
     file: PathBuf,
-    db: Connection,
+    pub(super) db: Connection,
 }
 
 impl Reader {
@@ -260,7 +159,7 @@ impl Reader {
             .map_err(|why| self.sql(why))
     }
 
-    fn sql(&self, why: rusqlite::Error) -> JournalError {
+    pub(super) fn sql(&self, why: rusqlite::Error) -> JournalError {
         JournalError::Sqlite {
             file: self.file.clone(),
             why,
@@ -452,12 +351,14 @@ impl Reader {
             let (Ok(path), Some(scope)) = (RelPath::new(&path), codec::scope_of(r.get(1)?)) else {
                 return Ok(None);
             };
+            let (moved, walked) = mends::progress_of(walked.as_deref());
             Ok(Some(Mend {
                 path,
                 scope,
                 resend: r.get(2)?,
                 trust: Trust::of_number(r.get(3)?),
-                walked: Walked::of_blob(walked.as_deref()),
+                walked,
+                moved,
                 seen: r.get::<_, Option<i64>>(5)?.map(|seq| seq as Seq),
                 error: r.get(6)?,
                 attempts: r.get(7)?,

@@ -30,26 +30,24 @@ impl Journal {
     /// # Errors
     /// SQLite's.
     pub fn copy_was_made(&self, name: &str) -> Result<(), JournalError> {
-        let writer = self.writer();
-        let note = || -> rusqlite::Result<()> {
-            let (head, cum_bytes) = (writer.head as i64, writer.cum_bytes as i64);
-            if position_of(&writer.db, name)?.lacks > 0 {
-                writer.db.execute(
+        let mut writer = self.writer();
+        let (head, cum_bytes) = (writer.head as i64, writer.cum_bytes as i64);
+        let mut note = || -> rusqlite::Result<()> {
+            let all = writer.db.transaction()?;
+            if position_of(&all, name)?.lacks > 0 {
+                all.execute(
                     "UPDATE mirror SET cursor = ?2, cursor_bytes = ?3 WHERE name = ?1",
                     params![name, head, cum_bytes],
                 )?;
             }
-            writer.db.execute(
+            all.execute(
                 "UPDATE mirror SET sent_upto = ?2, adopted = 0, marked = NULL, marking = NULL
                  WHERE name = ?1",
                 params![name, head],
             )?;
             // What was set aside is older than the copy.
-            for table in ["parked", "repair"] {
-                let all = format!("DELETE FROM {table} WHERE mirror = ?1");
-                writer.db.execute(&all, [name])?;
-            }
-            Ok(())
+            forget_work(&all, name, &["parked", "repair"])?;
+            all.commit()
         };
         note().map_err(|why| self.sql(why))
     }
@@ -93,9 +91,7 @@ impl Journal {
         let mut note = || -> rusqlite::Result<()> {
             let all = writer.db.transaction()?;
             let lacks = position_of(&all, name)?.lacks > 0;
-            for table in ["parked", "repair", "touched", "ghost"] {
-                all.execute(&format!("DELETE FROM {table} WHERE mirror = ?1"), [name])?;
-            }
+            forget_work(&all, name, &WORK)?;
             all.execute(
                 "UPDATE mirror SET adopted = 1, away = 0, sync = NULL, marked = NULL, marking = NULL
                  WHERE name = ?1",
@@ -152,6 +148,17 @@ impl Journal {
     }
 }
 
+/// The tables of what is still to be done on a mirror beside the log.
+pub(super) const WORK: [&str; 4] = ["parked", "repair", "touched", "ghost"];
+
+/// Forgets what these tables have for a mirror.
+pub(super) fn forget_work(db: &Connection, name: &str, tables: &[&str]) -> rusqlite::Result<()> {
+    tables.iter().try_for_each(|table| {
+        db.execute(&format!("DELETE FROM {table} WHERE mirror = ?1"), [name])
+            .map(drop)
+    })
+}
+
 pub(super) fn put_mend(db: &Connection, name: &str, mend: &Mend) -> rusqlite::Result<()> {
     db.prepare_cached(
         "INSERT OR REPLACE INTO repair
@@ -165,7 +172,7 @@ pub(super) fn put_mend(db: &Connection, name: &str, mend: &Mend) -> rusqlite::Re
         codec::scope_number(mend.scope),
         mend.resend,
         mend.trust.number(),
-        mend.walked.to_blob(),
+        mend.progress(),
         mend.seen.map(|seq| seq as i64),
         mend.error,
         mend.attempts,

@@ -112,7 +112,7 @@ impl Journal {
     /// most.
     ///
     /// # Errors
-    /// SQLite's.
+    /// SQLite's; [`JournalError::Lost`].
     pub fn maintain(&self) -> Result<(), JournalError> {
         for _ in 0..PRUNE_BATCHES {
             if !self.prune().map_err(|why| self.sql(why))? {
@@ -120,6 +120,7 @@ impl Journal {
             }
         }
         if self.wal.metadata().is_ok_and(|m| m.len() > WAL_LIMIT) {
+            self.is_at_its_place()?;
             self.checkpoint_wal().map_err(|why| self.sql(why))?;
         }
         Ok(())
@@ -152,7 +153,8 @@ impl Journal {
     /// to move that it was worth it: the first append behind a checkpoint begins the WAL anew, and waits for the
     /// disk. The file's length does not tell, as it stays when the WAL begins anew.
     pub(super) fn checkpoint_wal(&self) -> rusqlite::Result<bool> {
-        let db = open_here(&self.file, OpenFlags::default())?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let db = open_here(&self.file, flags)?;
         db.pragma_update(None, "wal_autocheckpoint", 0)?;
         let page: i64 = db.query_row("PRAGMA page_size", [], |row| row.get(0))?;
         let pages = |row: &rusqlite::Row| Ok(row.get::<_, i64>(1)? - row.get::<_, i64>(2)?);

@@ -8,6 +8,12 @@
 //! everything that would change something is refused (EROFS); and [`Log::retry`] writes what was kept,
 //! the oldest first. Only when nothing is left, here and among the files with unlogged bytes, the mount
 //! is writable again. What is kept is bounded by the few requests that were under way.
+//!
+//! Nothing is scanned when the log opens again, since nothing can have happened that is neither kept nor watched. Who asks
+//! before he changes something is refused. Who does not ask is the kernel, for those who have a new file or a mapped one
+//! open (passthrough): such a file is watched ([`super::unseen`]) until its record is made, at the release too, and a
+//! record that fails leaves it unlogged and watched. What is killed meanwhile the scan at the next start finds, since no mark
+//! is made while the log is closed.
 
 use super::sync::lock;
 use super::sys::Result;
@@ -113,6 +119,13 @@ impl Log {
         })
     }
 
+    /// Closes the log if nothing can be recorded in it any more, before a change has to find out.
+    pub fn look(&self) {
+        if let Err(reason) = self.recorder.check() {
+            self.close(&mut lock(&self.kept), reason);
+        }
+    }
+
     fn close(&self, kept: &mut Kept, reason: RecordError) {
         if kept.reason.is_none() {
             log::error!("{reason}; nothing can be changed on the mount until it can");
@@ -126,6 +139,10 @@ impl Log {
     pub fn retry(&self, rest: impl FnOnce() -> bool) {
         {
             let mut kept = lock(&self.kept);
+            // With nothing kept, nothing else would tell that it still cannot be written to.
+            if let Err(reason) = self.recorder.check() {
+                return self.close(&mut kept, reason);
+            }
             while let Some(change) = kept.changes.front() {
                 if let Err(reason) = self.recorder.record(change) {
                     self.close(&mut kept, reason);

@@ -451,19 +451,6 @@ impl OpenFiles {
         states.into_iter().filter(meant).collect()
     }
 
-    /// Since when there may be unlogged bytes.
-    pub fn unlogged_since(&self) -> Option<SystemTime> {
-        let states: Vec<_> = lock(&self.files).values().cloned().collect();
-        states
-            .iter()
-            .filter_map(|state| {
-                let mut dirty = state.lock();
-                dirty.look();
-                dirty.since.map(|s| s.1)
-            })
-            .min()
-    }
-
     /// The files of which something is unlogged, or may be at any moment without anybody being told; and since
     /// when the oldest of it is.
     pub fn unlogged_nodes(&self) -> (Vec<u64>, Option<SystemTime>) {
@@ -632,7 +619,7 @@ mod tests {
             dirty.end();
             assert!(!dirty.is_dirty());
         }
-        assert_eq!(files.unlogged_since(), None);
+        assert_eq!(files.unlogged_nodes(), (Vec::new(), None));
         files.remove_writer(&state);
         assert!(files.forget_if_clean(7));
     }

@@ -234,7 +234,7 @@ impl fmt::Display for MirrorError {
             MirrorError::Unrepaired { path, status } => write!(
                 f,
                 "{path} is not like the source there, and cannot be made so: {status}; see that nothing else \
-                 is in its way (a directory with files that only the mirror has is not removed), and that the \
+                 is in its way (a directory with files that only the mirror has, or that were excluded later, is not removed), and that the \
                  login user may write there"
             ),
             MirrorError::Unread { path, status } => write!(

@@ -131,11 +131,9 @@ impl Ghosts {
 
     fn put(&mut self, moved: Vec<RelPath>, from: &RelPath, to: &RelPath) {
         for path in moved {
-            let rest = &path.as_bytes()[from.as_bytes().len()..];
-            // Two good paths joined at a part's end make a good path.
-            if let Ok(new) = RelPath::new(&[to.as_bytes(), rest].concat()) {
-                self.add(new);
-            }
+            path.moved(from, to)
+                .into_iter()
+                .for_each(|new| self.add(new));
         }
     }
 }

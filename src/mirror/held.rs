@@ -42,6 +42,8 @@ pub(super) struct Held {
     at_once: bool,
     /// They are being tried again: those up to here.
     trying: Option<Seq>,
+    /// When the first of them is to be tried again, at the earliest (Unix time in milliseconds).
+    next_try: i64,
     /// How long the first try of a parked one waits.
     pause: Duration,
 }
@@ -56,6 +58,7 @@ impl Held {
             fresh: 0,
             at_once,
             trying: None,
+            next_try: i64::MIN,
             pause,
         };
         for parked in noted {
@@ -97,6 +100,7 @@ impl Held {
                 .saturating_mul(times.map_or(LONGEST, |t| t.min(LONGEST)));
             now_ms().saturating_add(i64::try_from(pause.as_millis()).unwrap_or(i64::MAX))
         });
+        self.next_try = self.next_try.min(next_try.unwrap_or(i64::MAX));
         let parked = Parked {
             row,
             error,
@@ -133,16 +137,17 @@ impl Held {
     }
 
     /// Whether they are to be tried again now.
-    pub fn is_due(&self) -> bool {
+    pub fn is_due(&mut self) -> bool {
         if self.trying.is_some() || self.rows.is_empty() {
             return false;
         }
         let now = now_ms();
-        self.at_once
-            || self
-                .rows
-                .values()
-                .any(|p| p.next_try.is_some_and(|at| at <= now))
+        if !self.at_once && self.next_try <= now {
+            // It may be that of one that is done since.
+            let all = self.rows.values().filter_map(|p| p.next_try);
+            self.next_try = all.min().unwrap_or(i64::MAX);
+        }
+        self.at_once || self.next_try <= now
     }
 
     /// Hands all of them out to be tried again, in order. They stay noted until they are done. `cursor` is

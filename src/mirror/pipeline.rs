@@ -40,7 +40,7 @@ use super::marker::{Marker, Renewal};
 use super::plan::{self, Place, Publish, Rules, Staging, Verdict};
 use super::related::PathIndex;
 use super::repair::{self, Counts};
-use super::resume::{Kept, Memory, Staged};
+use super::resume::{Kept, Left, Memory, Staged};
 use super::scars::Scars;
 use super::settle::Settle;
 use super::source::Source;
@@ -50,7 +50,7 @@ use crate::journal::{Journal, Progress, Reader, Row, SOURCE_ID, now_ms};
 use crate::sftp::lanes::{FAR, MOST_LANES};
 use crate::sftp::{Attrs, OpenMode, Remote, Reply, Request, Status, Ticket, code};
 use std::cell::RefCell;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 mod aside;
@@ -66,7 +66,9 @@ mod publishing;
 mod staging;
 mod sweeping;
 mod trouble;
+mod way;
 
+use aside::Lull;
 use fates::{ByPath, Fate};
 use job::{Job, Stage, Step};
 pub(super) use trouble::MARKS;
@@ -201,15 +203,21 @@ pub struct Pipeline<'a, R: Remote> {
     attrs_set: u64,
     by_path: ByPath,
     held: Held,
+    /// What is known while nothing is sent.
+    lull: Lull,
     scars: Scars,
     /// Nothing is sent any more, since a repair is to be made.
     repairing: bool,
+    /// Something was taken for absent since the session's way in was last seen.
+    doubted: bool,
+    /// Rows up to here were sent by an earlier session.
+    inherited: Seq,
+    /// Files that such a session may have open in the stage.
+    resumed: HashSet<NodeId>,
     /// What was heard while a repair was under way.
     heard: VecDeque<Notice>,
-    /// The last number that a repair has made a file ready under.
-    repair_number: Seq,
-    /// Files with several names that repairs have seen.
-    linked: HashMap<u64, (RelPath, u64)>,
+    /// What goes on in the next slice of a repair.
+    carry: repair::Carry,
     /// What the repairs of this session have done.
     repaired_counts: Counts,
     recorded_at: Instant,
@@ -281,11 +289,14 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             attrs_set: 0,
             by_path: ByPath::default(),
             held,
+            lull: Lull::default(),
             scars,
             repairing: false,
+            doubted: false,
+            inherited: position.sent_upto,
+            resumed: HashSet::new(),
             heard: VecDeque::new(),
-            repair_number: repair::NUMBERS,
-            linked: HashMap::new(),
+            carry: repair::Carry::default(),
             repaired_counts: before.map_or(Counts::default(), |repair| repair.counts),
             recorded_at: now,
             settled: 0,
@@ -305,8 +316,8 @@ impl<'a, R: Remote> Pipeline<'a, R> {
     /// What is done by then is noted.
     pub fn run(&mut self) -> Result<Ended, MirrorError> {
         let ended = self.work();
-        // What has been done is done, however the session ended.
-        let noted = self.record();
+        // What has been done is done, however the session ended. (To ask now might take long.)
+        let noted = if self.doubted { Ok(()) } else { self.record() };
         self.remember();
         let ended = ended?;
         noted?;
@@ -384,7 +395,9 @@ impl<'a, R: Remote> Pipeline<'a, R> {
         {
             wait = wait.min(due);
         }
-        if self.cursor_has_news() {
+        // What is to be dealt with alone may have been found while nothing was on its way.
+        let next_is_known = self.is_halted() && self.remote.outstanding() == 0;
+        if self.cursor_has_news() || next_is_known {
             wait = Duration::ZERO;
         }
         self.remote
@@ -438,6 +451,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
                     | Reply::Attrs(_) => None,
                 };
                 if let Some(status) = &status {
+                    self.doubted |= status.code == code::NO_SUCH_FILE;
                     let name = self.setup.name;
                     log::debug!(
                         "mirror {name}: a directory's time was not set ({index}): {status}"

@@ -9,9 +9,10 @@
 //! attributes of the change's paths ([`Verdict::Look`]) where it can't tell. Uncertain rows bring the
 //! look with them, so that a window of them costs no round trip each.
 
+pub use super::place::{PRIVATE_DIR, Place};
 use super::resume::{Span, Staged};
 use super::source::sftp_time;
-use crate::change::{Change, Owner, RelPath, Seq, Times};
+use crate::change::{Change, Owner, Times};
 use crate::fault;
 use crate::sftp::{Attrs, Reply, Request, Status, code};
 
@@ -19,88 +20,6 @@ use crate::sftp::{Attrs, Reply, Request, Status, code};
 pub const S_IFMT: u32 = 0o170_000;
 /// Those of a directory.
 const S_IFDIR: u32 = 0o040_000;
-
-/// Name of ProxyFS's own directory, in the root of the source and of each mirror.
-pub const PRIVATE_DIR: &str = ".proxyfs";
-
-/// Where things are on a mirror.
-#[derive(Clone, Debug)]
-pub struct Place {
-    base: Vec<u8>,
-}
-
-impl Place {
-    /// `base` is the mirror's directory, absolute or relative to the login directory.
-    pub fn new(base: &[u8]) -> Place {
-        let end = base.iter().rposition(|b| *b != b'/').map_or(1, |i| i + 1);
-        Place {
-            base: base[..end.min(base.len())].to_vec(),
-        }
-    }
-
-    /// The mirror's directory itself.
-    pub fn base(&self) -> Vec<u8> {
-        self.base.clone()
-    }
-
-    /// A path of the source, on the mirror.
-    pub fn path(&self, path: &RelPath) -> Vec<u8> {
-        if path.is_root() {
-            self.base()
-        } else {
-            self.below(path.as_bytes())
-        }
-    }
-
-    /// ProxyFS's own directory.
-    pub fn private_dir(&self) -> Vec<u8> {
-        self.below(PRIVATE_DIR.as_bytes())
-    }
-
-    /// Where files are made ready.
-    pub fn stage_dir(&self) -> Vec<u8> {
-        self.below(b".proxyfs/stage")
-    }
-
-    /// Where the file of one change is made ready.
-    pub fn stage(&self, seq: Seq) -> Vec<u8> {
-        self.below(format!(".proxyfs/stage/{seq}").as_bytes())
-    }
-
-    /// The same of a file whose version is told.
-    pub fn staged(&self, staged: Staged) -> Vec<u8> {
-        self.below(format!(".proxyfs/stage/{}", staged.name()).as_bytes())
-    }
-
-    /// The directory that tells how far an exchange is.
-    pub fn exchange(&self, seq: Seq) -> Vec<u8> {
-        self.below(format!(".proxyfs/exchange-{seq}").as_bytes())
-    }
-
-    /// The marker.
-    pub fn position(&self) -> Vec<u8> {
-        self.below(b".proxyfs/position")
-    }
-
-    /// Where a marker is made.
-    pub fn new_position(&self) -> Vec<u8> {
-        self.below(b".proxyfs/position.new")
-    }
-
-    /// A file that is written to see whether any can be.
-    pub fn probe(&self) -> Vec<u8> {
-        self.below(b".proxyfs/probe")
-    }
-
-    fn below(&self, rest: &[u8]) -> Vec<u8> {
-        let mut path = self.base.clone();
-        if path.last() != Some(&b'/') {
-            path.push(b'/');
-        }
-        path.extend_from_slice(rest);
-        path
-    }
-}
 
 /// What this mirror gets, and what its server can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +44,8 @@ pub struct Rules {
     pub setstat: bool,
     /// Whether they can be set by handle.
     pub fsetstat: bool,
+    /// Whether the session has a way in of its own: see `fence.rs`.
+    pub fenced: bool,
 }
 
 /// Something that the settings may ask for, and the server may lack.
@@ -167,6 +88,7 @@ impl Default for Rules {
             relaxed: false,
             setstat: true,
             fsetstat: true,
+            fenced: true,
         }
     }
 }
@@ -524,7 +446,7 @@ fn is_ok(reply: &Reply) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::change::{Extent, NodeId};
+    use crate::change::{Extent, NodeId, RelPath};
 
     fn path(s: &str) -> RelPath {
         RelPath::new(s.as_bytes()).unwrap()
@@ -556,21 +478,6 @@ mod tests {
             mode: 0o2755,
             owner: Owner { uid: 1, gid: 2 },
         }
-    }
-
-    #[test]
-    fn paths_on_the_mirror_start_at_its_base() {
-        let place = Place::new(b"/srv/www/");
-        assert_eq!(place.path(&path("a/b")), b"/srv/www/a/b");
-        assert_eq!(place.path(&RelPath::root()), b"/srv/www");
-        assert_eq!(Place::new(b"/").path(&path("a")), b"/a");
-        let place = Place::new(b"www");
-        assert_eq!(place.stage(7), b"www/.proxyfs/stage/7");
-        let staged = Staged {
-            seq: 7,
-            version: Some(255),
-        };
-        assert_eq!(place.staged(staged), b"www/.proxyfs/stage/7-0000000000ff");
     }
 
     #[test]

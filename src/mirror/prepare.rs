@@ -6,6 +6,7 @@
 //! not taken for a copy.
 
 use super::errors::{BaseTrouble, MirrorError};
+use super::fence;
 use super::marker;
 use super::pipeline::MARKS;
 use super::plan::{PRIVATE_DIR, Place, Rules, Wish, is_dir};
@@ -42,6 +43,8 @@ pub struct Known<'a> {
 /// What a session begins with.
 #[derive(Debug)]
 pub struct Prepared {
+    /// Where things are there, by this session's way.
+    pub place: Place,
     /// What the mirror gets.
     pub rules: Rules,
     /// What may go on where an earlier session was cut.
@@ -164,8 +167,22 @@ pub(super) fn prepare_asked<R: Remote>(
     if !is_directory(&at_stage) {
         make(remote, place.stage_dir())?.map_err(not_writable)?;
     }
-    let kept = clear_stage(remote, place, known, rules, [in_private, in_stage])?;
-    Ok(Prepared { rules, kept, fresh })
+    let opened = [in_private, in_stage];
+    let left = left_there(remote, known, rules, opened)?;
+    let by_way = fence::enter(remote, place, &left.ways)?;
+    let fenced = by_way.is_some();
+    let place = by_way.unwrap_or_else(|| place.clone());
+    // By the way, too, else a removal that comes late would hit what another session makes. And none of them may come
+    // behind an upload of the same name.
+    let removals = left.removals(&place).into_iter();
+    let tickets: Vec<Ticket> = removals.map(|r| remote.send(r)).collect();
+    answers(remote, &tickets)?;
+    Ok(Prepared {
+        place,
+        rules: Rules { fenced, ..rules },
+        kept: left.kept,
+        fresh,
+    })
 }
 
 fn is_directory(reply: &Reply) -> bool {
@@ -224,24 +241,56 @@ pub(super) fn unsupported(rules: &Rules) -> Vec<String> {
             rules.setstat || !rules.fsetstat,
             "modes and times of directories, and changes of those of files (the server denies setstat)",
         ),
+        (
+            rules.fenced,
+            "shutting out what an earlier connection has left behind there (no symbolic link can be made and followed \
+             in .proxyfs): after a cut a server that hangs may still carry out what it was sent before",
+        ),
     ];
     let lacks = lacks.into_iter().filter(|(can, _)| !can);
     lacks.map(|(_, words)| words.to_string()).collect()
 }
 
-/// Removes what an earlier session left half ready, given the answers to opening the two directories:
-/// one that could not be opened was just made. What may go on stays, and the marks of exchanges until those are
-/// done.
-fn clear_stage<R: Remote>(
+/// What earlier sessions have left in ProxyFS's own directory. What may go on stays, and the marks of exchanges until
+/// those are done.
+#[derive(Default)]
+struct Left {
+    /// What may go on.
+    kept: Kept,
+    /// Their ways.
+    ways: Vec<Vec<u8>>,
+    /// What was half ready.
+    staged: Vec<Staged>,
+    /// Exchanges that are done.
+    exchanges: Vec<Seq>,
+}
+
+impl Left {
+    /// How it goes.
+    fn removals(&self, place: &Place) -> Vec<Request> {
+        let staged = self.staged.iter().map(|staged| Request::Remove {
+            path: place.staged(*staged),
+        });
+        let marks = self.exchanges.iter().flat_map(|seq| {
+            let mark = place.exchange(*seq);
+            let parts = MARKS.map(|part| [&mark[..], b"/", part.as_bytes()].concat());
+            parts.into_iter().chain([mark])
+        });
+        let marks = marks.map(|path| Request::Rmdir { path });
+        staged.chain(marks).collect()
+    }
+}
+
+/// The same, given the answers to opening the two directories: one that could not be opened was just made.
+fn left_there<R: Remote>(
     remote: &mut R,
-    place: &Place,
     known: &Known<'_>,
     rules: Rules,
     opened: [Reply; 2],
-) -> Result<Kept, MirrorError> {
+) -> Result<Left, MirrorError> {
     let position = known.position;
     let [marks, staged] = list_all(remote, opened)?;
-    let (mut requests, mut kept) = (Vec::new(), Kept::default());
+    let mut left = Left::default();
     for name in staged {
         // Only names that we give: whatever else is there is not ours.
         let Some(staged) = Staged::parse(&name.name) else {
@@ -252,28 +301,23 @@ fn clear_stage<R: Remote>(
             rules.fsync == Wish::No && name.attrs.size.is_none_or(|size| size >= rules.span.from);
         match staged.version {
             Some(version) if staged.seq > position.cursor && is_big => {
-                kept.add(staged.seq, version);
+                left.kept.add(staged.seq, version);
             }
-            Some(_) | None => requests.push(Request::Remove {
-                path: place.staged(staged),
-            }),
+            Some(_) | None => left.staged.push(staged),
         }
     }
     for Name { name, .. } in marks {
+        if fence::is_way(&name) {
+            left.ways.push(name);
+            continue;
+        }
         let seq = name.strip_prefix(b"exchange-").and_then(number);
         // An exchange that is parked may have stopped half-way.
         let parked = position.first_parked.unwrap_or(Seq::MAX);
-        if let Some(seq) = seq.filter(|seq| *seq <= position.cursor && *seq < parked) {
-            let mark = place.exchange(seq);
-            let parts = MARKS.map(|part| [&mark[..], b"/", part.as_bytes()].concat());
-            requests.extend(parts.map(|path| Request::Rmdir { path }));
-            requests.push(Request::Rmdir { path: mark });
-        }
+        let done = seq.filter(|seq| *seq <= position.cursor && *seq < parked);
+        left.exchanges.extend(done);
     }
-    // None of them may come behind an upload of the same name.
-    let tickets: Vec<Ticket> = requests.into_iter().map(|r| remote.send(r)).collect();
-    answers(remote, &tickets)?;
-    Ok(kept)
+    Ok(left)
 }
 
 fn number(name: &[u8]) -> Option<u64> {
@@ -365,7 +409,10 @@ pub(super) fn ask<R: Remote>(remote: &mut R, request: Request) -> Result<Reply, 
 }
 
 /// Waits for the replies to these, and gives them in this order.
-fn answers<R: Remote>(remote: &mut R, asked: &[Ticket]) -> Result<Vec<Reply>, SessionError> {
+pub(super) fn answers<R: Remote>(
+    remote: &mut R,
+    asked: &[Ticket],
+) -> Result<Vec<Reply>, SessionError> {
     let mut missing: HashSet<Ticket> = asked.iter().copied().collect();
     let mut found: HashMap<Ticket, Reply> = HashMap::new();
     while !missing.is_empty() {

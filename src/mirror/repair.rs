@@ -3,7 +3,8 @@
 //! The danger is to make it worse: to show a file half (P4), to follow a symbolic link out of the tree, to
 //! remove what only the mirror has. So files and links come through the staging area and a rename, as ever;
 //! nothing is followed; a directory that is in the way, or that the source has not, is removed only if it is empty,
-//! and what only the mirror has below is kept, unless the repair is of a tree and is to delete.
+//! and what only the mirror has below is kept, unless the repair is of a tree and is to delete. What was moved away in
+//! the source is nothing that only the mirror has ([`Job::moved`]).
 //!
 //! What is sent is the *present* source. So the caller repairs when the mirror is as far as the log was
 //! before, and looks afterwards what has been recorded for these paths meanwhile.
@@ -15,45 +16,59 @@
 //! read here does not outlive its record; once for as many files as are ready.
 //!
 //! A file that has the same type, size and modification time (in seconds, as SFTP has them) is the same; of one
-//! whose mode or owner differs only these are set. `Scope::bytes` takes no file for the same and sends it again.
+//! whose mode or owner differs only these are set. `Scope::bytes` takes no file for the same before its bytes are
+//! compared: `suspects.rs`.
 //!
-//! Work is done in slices: [`Tools::pauses`] is asked before each directory, and when it says so what is on its way
-//! is finished, and the report tells how far each tree is.
+//! Work is done in slices: [`Tools::pauses`] is asked behind each entry, and when it says so what is on its way
+//! is finished, and the report tells how far each tree is. Neither a big file nor a long directory makes a slice long:
+//! of a big file the rest is sent in the next slice, if it is the same by then, and until it is there its path is one
+//! that is to be repaired; and a walk may stop between any two entries. Where it goes on it asks for each entry of the
+//! source (the list of before is old by now), and reads the whole directory once, at its end and over as many slices
+//! as that takes, for names that only the mirror has.
 //!
 //! Memory: the entries of the directories that are being read ([`LISTED`], or the largest directory, at some 250
 //! bytes an entry), the names of directories that are still to be walked beside the way down, and [`FILES`] uploads.
 
 pub mod order;
 
+mod clearing;
 mod compare;
 mod files;
 mod listing;
 mod reading;
+mod report;
+mod suspects;
 mod walk;
 
 use super::errors::MirrorError;
 use super::plan::{self, Place, Rules, is_dir};
 use super::source::{Entry, Kind, Source};
 use crate::change::{Depth, Owner, RelPath, Scope, Seq};
+use crate::journal::Reached;
 use crate::sftp::{Attrs, Remote, Reply, Request, Status, Ticket, code};
+use clearing::Clearing;
 pub use compare::Difference;
 use compare::{Sort, sort_of, sort_there};
 use files::{File, Link};
 use listing::{Listings, There};
 use reading::Reading;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+pub use report::{Carry, Counts, End, Job, Refusal, Report, Tools};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use walk::Dir;
 
 /// Files on their way at once.
 const FILES: usize = 256;
 
-/// Bytes of file data without a reply at most, on each lane.
+/// Bytes of file data without a reply at most, on each lane. On a slow line it is what is sent in a second, since that
+/// is what a slice has to wait for at its end. At first, when nothing is known of the line, it is little.
 const UNACKNOWLEDGED: usize = 3 << 20;
+const LEAST: usize = 256 << 10;
+const FIRST: usize = 512 << 10;
 
-/// The numbers under which files are made ready here are above this one: far above those of changes.
-pub const NUMBERS: Seq = 1 << 62;
+/// So often it is looked how fast the line is.
+const MEASURE_EVERY: Duration = Duration::from_millis(250);
 
 /// Files with several names that are known at most.
 const LINKED: usize = 100_000;
@@ -76,124 +91,6 @@ const DIFFERENCES: usize = 10_000;
 /// Paths that only the mirror has are named, up to so many of them.
 pub const NAMED: usize = 1000;
 
-/// What it works with.
-pub struct Tools<'a> {
-    /// The tree that is mirrored.
-    pub source: &'a Source,
-    /// Where things are there.
-    pub place: &'a Place,
-    /// What the mirror gets.
-    pub rules: Rules,
-    /// Makes durable what is in the log.
-    pub durable: &'a dyn Fn() -> Result<(), MirrorError>,
-    /// Whether to stop at once.
-    pub stop: &'a dyn Fn() -> bool,
-    /// Whether the slice is over.
-    pub pauses: &'a dyn Fn() -> bool,
-    /// Is told how far it is, now and again.
-    pub show: &'a dyn Fn(&Counts, Option<&RelPath>),
-    /// Nothing is changed there: it is only told in what entries differ.
-    pub compare: bool,
-    /// Whether a path, and what is below it, is left alone.
-    pub spares: &'a dyn Fn(&RelPath) -> bool,
-    /// Whether a file below is to be sent whatever it looks like; none: nothing is known of it.
-    pub resends: &'a dyn Fn(&RelPath) -> Option<bool>,
-}
-
-/// One path that is to be made like the source.
-#[derive(Clone, Debug)]
-pub struct Job {
-    /// Which.
-    pub path: RelPath,
-    /// How much of it.
-    pub scope: Scope,
-    /// Its own bytes are sent whatever it looks like.
-    pub resend: bool,
-    /// Of a tree: it was walked up to here.
-    pub walked: Option<RelPath>,
-}
-
-/// How far a job is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
-    /// It is like the source, but for what was refused, or has grown.
-    Done,
-    /// The walk has come to this directory.
-    Upto(RelPath),
-    /// It was not begun, or not far enough to be told.
-    Untouched,
-}
-
-/// Something that the mirror did not take.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// What.
-    pub path: RelPath,
-    /// It is a directory that can't be read or made: all that is below is concerned.
-    pub whole: bool,
-    /// What the server said.
-    pub status: Status,
-}
-
-/// What has been done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Entries of the source that were compared.
-    pub entries: u64,
-    /// Files, links and directories that were made or replaced.
-    pub sent: u64,
-    /// Bytes of file data in them.
-    pub bytes: u64,
-    /// Entries of which only attributes were set.
-    pub set: u64,
-    /// Entries that were removed.
-    pub removed: u64,
-    /// Entries that only the mirror has, and that were kept.
-    pub extras: u64,
-}
-
-impl Counts {
-    /// Both together.
-    #[must_use]
-    pub fn and(self, other: Counts) -> Counts {
-        Counts {
-            entries: self.entries + other.entries,
-            sent: self.sent + other.sent,
-            bytes: self.bytes + other.bytes,
-            set: self.set + other.set,
-            removed: self.removed + other.removed,
-            extras: self.extras + other.extras,
-        }
-    }
-}
-
-/// What came of a slice.
-#[derive(Debug, Default)]
-pub struct Report {
-    /// Of each job. Empty: it was told to stop.
-    pub ends: Vec<End>,
-    /// What the mirror did not take.
-    pub refused: Vec<Refusal>,
-    /// Directories that the mirror has not at all: trees to be repaired.
-    pub grows: Vec<(RelPath, Scope)>,
-    /// Directories whose modes and times are to be set.
-    pub touched: BTreeSet<RelPath>,
-    /// Paths below a tree of which more was known, and that are repaired with it.
-    pub also: Vec<RelPath>,
-    /// What only the mirror has.
-    pub extras: Vec<RelPath>,
-    /// In what entries differ, if nothing is to be changed: so many of them as there is room for.
-    pub differences: Vec<(RelPath, Difference)>,
-    /// How many more there are.
-    pub further: u64,
-    /// How much was done.
-    pub counts: Counts,
-    /// The last number that a file was made ready under.
-    pub number: Seq,
-    /// Files with several names that are there: inode, a name, and how many are still to come.
-    pub linked: HashMap<u64, (RelPath, u64)>,
-}
-
 /// A slice under way.
 pub struct Repair<'a, R: Remote> {
     tools: Tools<'a>,
@@ -205,20 +102,31 @@ pub struct Repair<'a, R: Remote> {
     /// Directories that are to be walked, in order.
     queue: VecDeque<Dir>,
     /// Of each job the directory that was walked last.
-    last: Vec<Option<RelPath>>,
-    next_id: u64,
+    last: Vec<Option<Reached>>,
+    /// Which jobs were begun, and need not be again.
+    begun: Vec<bool>,
+    /// Something was done in this slice: so it may end.
+    moved_on: bool,
+    clearing: Clearing,
+    carry: Carry,
+    /// When it was looked how much has been sent, and how much that was.
+    measured: (Instant, u64),
     files: std::collections::BTreeMap<Seq, File>,
+    /// Those of them that are sent no further in this slice.
+    frozen: HashSet<Seq>,
+    /// No file is begun any more.
+    ends: bool,
     /// Files to be sent once more.
     again: Vec<File>,
     /// What is ready to be shown.
     ready: Vec<files::Ready>,
     links: HashMap<Seq, Link>,
+    /// Files whose checksums are asked for.
+    suspects: Vec<suspects::Suspect>,
     /// Files that are read back.
     reading: std::collections::BTreeMap<Seq, Reading>,
     /// Names that are to be given to files once these are there.
     later: Vec<(RelPath, RelPath)>,
-    /// Files with several names that are there: inode, a name, and how many are still to come.
-    pub linked: HashMap<u64, (RelPath, u64)>,
     /// What was looked for, by job.
     looks: Vec<Option<Result<Option<Attrs>, Status>>>,
 }
@@ -236,6 +144,8 @@ enum Purpose {
     Must(RelPath),
     /// A removal: what is gone is removed.
     Gone(RelPath),
+    /// One of what is in a directory that goes.
+    Cleared(RelPath, Option<u64>),
     /// A directory is to be there.
     Made(RelPath),
     /// Where a symbolic link points to, and where it should.
@@ -252,28 +162,34 @@ enum Next {
 }
 
 impl<'a, R: Remote> Repair<'a, R> {
-    /// Begins with nothing. Files are made ready under numbers above `number`.
-    pub fn new(remote: &'a mut R, tools: Tools<'a>, number: Seq) -> Repair<'a, R> {
+    /// Begins with what an earlier slice of this session has left.
+    pub fn new(remote: &'a mut R, tools: Tools<'a>, mut carry: Carry) -> Repair<'a, R> {
+        let mut listings = std::mem::take(&mut carry.listings);
+        listings.go_on(remote);
+        let measured = (Instant::now(), remote.traffic().0);
         Repair {
             tools,
             remote,
             jobs: Vec::new(),
-            report: Report {
-                number,
-                ..Report::default()
-            },
+            report: Report::default(),
             tickets: HashMap::new(),
-            listings: Listings::default(),
+            listings,
             queue: VecDeque::new(),
             last: Vec::new(),
-            next_id: 0,
+            begun: Vec::new(),
+            moved_on: false,
+            clearing: Clearing::default(),
+            carry,
+            measured,
             files: std::collections::BTreeMap::new(),
+            frozen: HashSet::new(),
+            ends: false,
             again: Vec::new(),
             ready: Vec::new(),
             links: HashMap::new(),
+            suspects: Vec::new(),
             reading: std::collections::BTreeMap::new(),
             later: Vec::new(),
-            linked: HashMap::new(),
             looks: Vec::new(),
         }
     }
@@ -285,28 +201,55 @@ impl<'a, R: Remote> Repair<'a, R> {
     /// The connection's; the source can't be read.
     pub fn run(mut self, jobs: Vec<Job>) -> Result<Report, MirrorError> {
         self.last = jobs.iter().map(|job| job.walked.clone()).collect();
+        self.begun = vec![false; jobs.len()];
         self.report.ends = vec![End::Untouched; jobs.len()];
         self.jobs = jobs;
         let done = self.look_at_all()? && self.fix_all()? && self.walk()?;
-        self.listings.drop_all(self.remote);
+        let long = self.carry.long.as_ref().map(|(_, id)| *id);
+        self.listings.drop_all_but(long, self.remote);
         if !done {
             self.report.ends.clear();
             return Ok(self.report);
         }
+        while !(self.is_over() || self.files.is_empty() && self.suspects.is_empty()) {
+            if (self.tools.stop)() {
+                self.report.ends.clear();
+                return Ok(self.report);
+            }
+            self.turn()?;
+        }
+        self.postpone_suspects();
+        self.freeze();
         self.drain()?;
         while self.listings.is_waiting() {
             self.turn()?;
         }
+        self.pause_files();
         self.end_jobs();
-        self.report.linked = self.linked;
+        self.carry.listings = self.listings;
+        self.report.carry = self.carry;
         Ok(self.report)
+    }
+
+    /// Whether the slice is over.
+    fn is_over(&self) -> bool {
+        self.moved_on && (self.tools.pauses)()
+    }
+
+    fn new_id(&mut self) -> u64 {
+        self.carry.next_id += 1;
+        self.carry.next_id
     }
 
     fn end_jobs(&mut self) {
         let mut open: Vec<bool> = vec![false; self.jobs.len()];
         self.queue.iter().for_each(|dir| open[dir.job] = true);
         for (job, open) in open.into_iter().enumerate() {
+            let path = &self.jobs[job].path;
+            let unfinished =
+                self.report.unfinished.contains(path) || self.report.unsure.contains(path);
             self.report.ends[job] = match (open, self.last[job].take()) {
+                _ if !self.begun[job] || unfinished => End::Untouched,
                 (false, _) => End::Done,
                 (true, Some(upto)) => End::Upto(upto),
                 (true, None) => End::Untouched,
@@ -316,29 +259,34 @@ impl<'a, R: Remote> Repair<'a, R> {
 
     /// Asks what is at each job's path. Says whether to go on.
     fn look_at_all(&mut self) -> Result<bool, MirrorError> {
-        self.looks = self.jobs.iter().map(|_| None).collect();
-        let mut next = 0;
-        let mut waiting = self.jobs.len();
-        while waiting > 0 {
-            while next < self.jobs.len() && self.remote.outstanding() < 1024 {
-                if self.jobs[next].walked.is_some() {
-                    self.looks[next] = Some(Ok(None)); // not asked for
-                } else {
-                    let path = self.tools.place.path(&self.jobs[next].path);
-                    let ticket = self.remote.send(Request::Lstat { path });
-                    self.tickets.insert(ticket, Purpose::Look(next));
-                }
-                next += 1;
+        let jobs = self.jobs.iter();
+        let paths = jobs.map(|job| job.walked.is_none().then(|| job.path.clone()));
+        self.look(paths.collect())
+    }
+
+    /// Asks what is at these paths, where there are some. Says whether to go on.
+    fn look(&mut self, paths: Vec<Option<RelPath>>) -> Result<bool, MirrorError> {
+        self.looks = paths.iter().map(|_| None).collect();
+        let mut paths = paths.into_iter().enumerate().peekable();
+        loop {
+            while self.remote.outstanding() < 1024
+                && let Some((index, path)) = paths.next()
+            {
+                let Some(path) = path else {
+                    self.looks[index] = Some(Ok(None)); // not asked for
+                    continue;
+                };
+                let path = self.tools.place.path(&path);
+                self.send_as(Purpose::Look(index), Request::Lstat { path });
             }
-            waiting = self.looks.iter().filter(|look| look.is_none()).count();
-            if waiting > 0 {
-                self.turn()?;
+            if paths.peek().is_none() && self.looks.iter().all(Option::is_some) {
+                return Ok(true);
             }
+            self.turn()?;
             if (self.tools.stop)() {
                 return Ok(false);
             }
         }
-        Ok(true)
     }
 
     /// What goes, goes from below; what comes, comes from above.
@@ -349,6 +297,7 @@ impl<'a, R: Remote> Repair<'a, R> {
             let entry = self.tools.source.entry(&path);
             match entry.map_err(source_error(&path))? {
                 None => {
+                    self.begun[job] = true;
                     self.fix_job(job, None)?;
                 }
                 Some(entry) => comes.push((job, entry)),
@@ -357,19 +306,23 @@ impl<'a, R: Remote> Repair<'a, R> {
                 return Ok(false);
             }
         }
+        if !self.clear_all(true)? {
+            return Ok(!(self.tools.stop)());
+        }
         for (job, entry) in comes.into_iter().rev() {
+            if self.is_over() {
+                return Ok(true);
+            }
+            self.begun[job] = true;
             if let Some(walked) = self.jobs[job].walked.clone() {
                 self.resume(job, &walked)?;
                 continue;
             }
-            if let Next::Into(fresh) = self.fix_job(job, Some(entry))? {
+            let next = self.fix_job(job, Some(entry))?;
+            self.moved_on = true;
+            if let Next::Into(fresh) = next {
                 let path = self.jobs[job].path.clone();
-                self.push_back(Dir {
-                    id: 0,
-                    path,
-                    job,
-                    fresh,
-                });
+                self.push_back(Dir::new(path, job, fresh));
             }
             if (self.tools.stop)() {
                 return Ok(false);
@@ -405,7 +358,7 @@ impl<'a, R: Remote> Repair<'a, R> {
             path.clone(),
             entry.map(|e| e.stat),
             there.as_ref(),
-            resend,
+            (false, resend),
         )?;
         self.report.counts.entries += 1;
         // Something is not known of a directory, else it were no job.
@@ -425,7 +378,7 @@ impl<'a, R: Remote> Repair<'a, R> {
         path: RelPath,
         here: Option<rustix::fs::Stat>,
         there: Option<&There>,
-        resend: bool,
+        (suspect, resend): (bool, bool),
     ) -> Result<Next, MirrorError> {
         let sort = here.as_ref().map(sort_of);
         let is_directory = sort == Some(Sort::Directory) || there.is_some_and(|t| is_dir(&t.attrs));
@@ -439,7 +392,7 @@ impl<'a, R: Remote> Repair<'a, R> {
         }
         let Some(here) = here.filter(|_| sort != Some(Sort::Other)) else {
             if let Some(there) = there {
-                self.put_away(job, path, &there.attrs)?;
+                self.put_away(job, path, &there.attrs);
             }
             return Ok(Next::Nothing);
         };
@@ -455,13 +408,14 @@ impl<'a, R: Remote> Repair<'a, R> {
                 return Ok(Next::Nothing);
             }
             if let Some(there) = there {
-                self.put_away(job, path.clone(), &there.attrs)?;
+                self.put_away(job, path.clone(), &there.attrs);
             }
             self.make_directory(&path, &here)?;
             return Ok(Next::Into(true));
         }
         if let (Some(Sort::Directory), Some(there)) = (kind, there) {
-            self.put_away(job, path.clone(), &there.attrs)?;
+            self.put_away(job, path.clone(), &there.attrs);
+            self.clear_all(false)?;
         }
         let there = there.filter(|_| kind != Some(Sort::Directory));
         if sort == Some(Sort::Symlink) {
@@ -469,26 +423,25 @@ impl<'a, R: Remote> Repair<'a, R> {
             return Ok(Next::Nothing);
         }
         let there = there.filter(|_| kind == Some(Sort::File));
-        let bytes = self.jobs[job].scope.bytes || resend;
-        self.fix_file(path, &here, there, bytes)?;
+        let suspect = self.jobs[job].scope.bytes || suspect;
+        self.fix_file(path, &here, there, (suspect, resend))?;
         Ok(Next::Nothing)
     }
 
     /// Takes away what is at a path that the source has nothing at, or something else.
-    fn put_away(&mut self, job: usize, path: RelPath, there: &Attrs) -> Result<(), MirrorError> {
+    fn put_away(&mut self, job: usize, path: RelPath, there: &Attrs) {
         let scope = self.jobs[job].scope;
         self.report.touched.extend(path.parent());
         self.report.counts.removed += 1;
         let at = self.tools.place.path(&path);
         if !is_dir(there) {
             self.send_as(Purpose::Gone(path), Request::Remove { path: at });
-        } else if scope.depth != Depth::Entry && scope.delete {
+        } else if scope.depth != Depth::Entry && scope.delete || self.jobs[job].moved.is_some() {
             // As it would be if the source had nothing by this name.
-            self.clear(path)?;
+            self.begin_clear(job, path);
         } else {
             self.send_as(Purpose::Gone(path), Request::Rmdir { path: at });
         }
-        Ok(())
     }
 
     fn make_directory(
@@ -539,9 +492,30 @@ impl<'a, R: Remote> Repair<'a, R> {
         }
     }
 
+    /// How much may be under way on a lane.
+    fn measure(&mut self) {
+        let (since, before) = self.measured;
+        let took = since.elapsed();
+        if took < MEASURE_EVERY {
+            return;
+        }
+        // What has arrived: a lot has room on the way there.
+        let on_the_way = self.remote.unacknowledged_bytes();
+        let arrived = self.remote.traffic().0.saturating_sub(on_the_way as u64);
+        self.measured = (Instant::now(), arrived);
+        let lanes = self.remote.lanes().max(1);
+        // Only a line that is full shows how fast it is.
+        if on_the_way > self.carry.room / 2 {
+            let a_second = arrived.saturating_sub(before) as f64 / took.as_secs_f64();
+            self.carry.room = (a_second as usize / lanes).clamp(LEAST, UNACKNOWLEDGED);
+        }
+    }
+
     /// Moves bytes, takes what has come, and shows what is ready.
     fn turn(&mut self) -> Result<(), MirrorError> {
+        self.measure();
         self.feed()?;
+        self.ask_for_checksums()?;
         self.remote.pump(Duration::from_millis(200), None)?;
         while let Some((ticket, reply)) = self.remote.reply() {
             let Some(reply) = self.listings.take(ticket, reply, self.remote) else {
@@ -581,6 +555,7 @@ impl<'a, R: Remote> Repair<'a, R> {
                     _ => Ok(None),
                 });
             }
+            (Purpose::Cleared(path, above), why) => self.take_cleared(path, above, why),
             (Purpose::Gone(path), Some(status)) if status.code != code::NO_SUCH_FILE => {
                 self.refuse(path, false, status);
             }
@@ -596,7 +571,8 @@ impl<'a, R: Remote> Repair<'a, R> {
         loop {
             self.name_later()?;
             let idle = self.reading.is_empty()
-                && self.files.is_empty()
+                && self.suspects.is_empty()
+                && self.files.keys().all(|number| self.frozen.contains(number))
                 && self.again.is_empty()
                 && self.ready.is_empty();
             if idle && self.tickets.is_empty() && self.later.is_empty() {

@@ -23,7 +23,8 @@
 //!   is known to have been there, it is sent anew. A hole that a file system makes of such bytes is not seen, as
 //!   little as in files that were complete; so where `fsync` is set nothing goes on.
 //! * *The server of the broken session still works* on what was in its buffers. It writes the same bytes to the same
-//!   places, since the name tells the version; and it does not empty the file, since it is not opened so.
+//!   places, since the name tells the version; and it does not empty the file, since it is not opened so. What it
+//!   has not opened by then is shut to it (`fence.rs`).
 //! * *Another log uses the same numbers:* the inode is in the version, and the marker has told whose mirror it is.
 //! * *Nobody asks for it any more:* the row is covered, or its file has changed or is gone. What is left of a row
 //!   is removed when the row is made ready in another version, or done; and what belongs to none, at the start of

@@ -9,6 +9,11 @@
 //! source are covered by it. One behind that, which was recorded while it was at work, up to where the log was
 //! `after` it, makes a fresh scar. When the mirror has passed all these, the scar is healed.
 //!
+//! Where a row that moves a directory is not replayed, what was in it stays at its old path there, beside what only the
+//! mirror has in it. The log tells no names. So the scar notes whither it was *moved*: what is there under the same
+//! name, in the source, is what goes; all else is kept. A row that removes something below the new path means
+//! what lies below the old one, too, as long as the scar is there.
+//!
 //! A *tree* is repaired in slices, in the order of [`walk_order`], and the log goes on in between. So a tree
 //! has three parts: what was walked in earlier slices and is an ordinary part of the mirror again; what the
 //! last slice has walked, up to `walked`; and what lies ahead. What lies ahead may be anything, unless the tree was
@@ -30,18 +35,14 @@
 //!
 //! A repair that the mirror refuses is tried again like a parked change, and shown like one.
 
-mod about;
-
-pub(super) use about::scope_for;
-use about::{brings_bytes, removes};
+mod region;
 
 use super::held::MOST;
 use super::related::PathIndex;
-use super::repair::order::walk_order;
 use crate::change::{Change, Depth, RelPath, Scope, Seq};
 use crate::fault;
-use crate::journal::{Mend, Trust, Walked, now_ms};
-use std::cmp::Ordering;
+use crate::journal::{Mend, Reached, Trust, Walked, now_ms};
+use region::{Region, Scar, State};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -59,99 +60,6 @@ const DEPTHS: [Depth; 3] = [Depth::Entry, Depth::Names, Depth::Tree];
 /// What a scar is known by.
 pub(super) type Key = (RelPath, Depth);
 
-/// How far a scar's repair is.
-enum State {
-    Open,
-    /// Of a tree: up to `settled` the log is replayed again; from there up to `upto` as told by the other two.
-    Part {
-        settled: Option<RelPath>,
-        upto: RelPath,
-        before: Seq,
-        after: Seq,
-    },
-    /// It was repaired: where the log was before, and after.
-    Done {
-        before: Seq,
-        after: Seq,
-    },
-}
-
-/// What a path is to the repair of what lies above.
-enum Region {
-    /// It is to come.
-    Ahead,
-    /// It was repaired, and rows up to this one are covered; those of this question are not to be replayed.
-    Seen(Seq),
-    /// It was, and the log is replayed again.
-    Past,
-}
-
-/// One path.
-struct Scar {
-    mend: Mend,
-    state: State,
-}
-
-/// Whether a walk that has come to the directory `upto` is through with `path`: with its entry, or with all that is
-/// below too (`whole`).
-fn is_passed(root: &RelPath, path: &RelPath, whole: bool, upto: &RelPath) -> bool {
-    let Some(parent) = path.parent().filter(|_| path != root) else {
-        return !whole;
-    };
-    walk_order(&parent, upto) != Ordering::Greater
-        && (!whole || walk_order(path, upto) == Ordering::Less && !upto.is_at_or_below(path))
-}
-
-impl Scar {
-    fn new(mend: Mend) -> Scar {
-        let after = mend.seen.unwrap_or(Seq::MAX);
-        let state = match &mend.walked {
-            Walked::Nothing => State::Open,
-            Walked::Upto(upto) => State::Part {
-                settled: None,
-                upto: upto.clone(),
-                before: 0,
-                after,
-            },
-            Walked::All => State::Done { before: 0, after },
-        };
-        Scar { mend, state }
-    }
-
-    fn is_open(&self) -> bool {
-        !matches!(self.state, State::Done { .. })
-    }
-
-    fn region(&self, path: &RelPath, whole: bool, seq: Seq) -> Region {
-        match &self.state {
-            State::Open => Region::Ahead,
-            State::Done { before, after } if seq <= *after => Region::Seen(*before),
-            State::Done { .. } => Region::Past,
-            State::Part {
-                settled,
-                upto,
-                before,
-                after,
-            } => {
-                let passed = |whole, upto| is_passed(&self.mend.path, path, whole, upto);
-                let all = passed(whole, upto);
-                if settled
-                    .as_ref()
-                    .is_some_and(|settled| passed(whole, settled))
-                {
-                    Region::Past
-                } else if seq <= *after && passed(false, upto) {
-                    Region::Seen(if all { *before } else { 0 })
-                } else if all {
-                    Region::Past
-                } else {
-                    Region::Ahead
-                }
-            }
-        }
-    }
-}
-
 /// The scars of one mirror.
 pub(super) struct Scars {
     all: BTreeMap<Key, Scar>,
@@ -160,6 +68,8 @@ pub(super) struct Scars {
     paths: PathIndex,
     /// How many may be anything there.
     blind: usize,
+    /// How many have been moved.
+    moved: usize,
     /// What the journal does not know yet.
     news: BTreeSet<Key>,
     /// The first row that was not replayed for their sake.
@@ -167,6 +77,51 @@ pub(super) struct Scars {
     /// How far the log was when they were found due.
     due_at: Option<Seq>,
     pause: Duration,
+}
+
+/// Whether a change takes away what is at one of its paths.
+fn removes(change: &Change, path: &RelPath) -> bool {
+    match change {
+        Change::Rmdir { .. } | Change::Unlink { .. } | Change::Exchange { .. } => true,
+        Change::Rename { from, .. } => from == path,
+        Change::Mkdir { .. }
+        | Change::Symlink { .. }
+        | Change::Link { .. }
+        | Change::Content { .. }
+        | Change::Attr { .. }
+        | Change::Repair { .. } => false,
+    }
+}
+
+/// Whether the bytes at its paths may be others afterwards.
+fn brings_bytes(change: &Change) -> bool {
+    change.is_pivot() || matches!(change, Change::Content { .. })
+}
+
+/// What has to be repaired at one of a row's paths where the row is not replayed. (The log says what is removed by the
+/// names of all of it: so with a directory that is moved nothing goes that only the mirror has.)
+pub(super) fn mend_for(change: &Change, path: RelPath) -> Mend {
+    let scope = if change.is_pivot() {
+        Scope::KEEPING
+    } else {
+        Scope::ENTRY
+    };
+    let moved = match change {
+        Change::Rename { from, to } => Some(to).filter(|_| *from == path),
+        Change::Exchange { a, b } => Some(if path == *a { b } else { a }),
+        Change::Mkdir { .. }
+        | Change::Rmdir { .. }
+        | Change::Unlink { .. }
+        | Change::Symlink { .. }
+        | Change::Link { .. }
+        | Change::Content { .. }
+        | Change::Attr { .. }
+        | Change::Repair { .. } => None,
+    };
+    Mend {
+        moved: moved.cloned(),
+        ..Mend::new(path, scope)
+    }
 }
 
 impl Scars {
@@ -177,6 +132,7 @@ impl Scars {
             open: BTreeSet::new(),
             paths: PathIndex::default(),
             blind: 0,
+            moved: 0,
             news: BTreeSet::new(),
             since: None,
             due_at: None,
@@ -197,6 +153,7 @@ impl Scars {
         let key = (scar.mend.path.clone(), scar.mend.scope.depth);
         self.paths.insert(&key.0);
         self.blind += usize::from(scar.mend.trust != Trust::Log);
+        self.moved += usize::from(scar.mend.moved.is_some());
         if scar.is_open() {
             self.open.insert(key.clone());
         }
@@ -208,6 +165,7 @@ impl Scars {
         self.paths.remove(&key.0);
         self.open.remove(key);
         self.blind -= usize::from(scar.mend.trust != Trust::Log);
+        self.moved -= usize::from(scar.mend.moved.is_some());
         self.news.insert(key.clone());
         Some(scar)
     }
@@ -276,6 +234,9 @@ impl Scars {
         if !goes_on {
             scar.mend.scope = old.and(mend.scope);
             scar.mend.resend |= mend.resend;
+            // What is there is what was there first.
+            let first = scar.mend.moved.take().filter(|_| scar.is_open());
+            scar.mend.moved = first.or(mend.moved);
             scar.mend.trust = if scar.is_open() {
                 scar.mend.trust.min(mend.trust)
             } else {
@@ -345,10 +306,6 @@ impl Scars {
             return false;
         }
         let whole = self.is_about_all(change);
-        let scope = match change {
-            Change::Mkdir { .. } if whole => Scope::TREE,
-            _ => scope_for(change),
-        };
         let goes = matches!(change, Change::Rmdir { .. } | Change::Unlink { .. });
         let held = |path: &RelPath| {
             let holds = |scar: &Scar| match scar.region(path, whole, seq) {
@@ -361,14 +318,15 @@ impl Scars {
         if !change.paths().any(held) {
             return false;
         }
+        self.go_along(change, seq);
         for path in change.paths().cloned().collect::<Vec<_>>() {
             if !self.is_covered(change, &path, seq) {
                 let resend = brings_bytes(change);
-                let mend = Mend {
-                    resend,
-                    ..Mend::new(path, scope)
+                let mend = match change {
+                    Change::Mkdir { .. } if whole => Mend::new(path, Scope::TREE),
+                    _ => mend_for(change, path),
                 };
-                self.add(mend, seq);
+                self.add(Mend { resend, ..mend }, seq);
             }
         }
         true
@@ -386,11 +344,12 @@ impl Scars {
                     && !whole
                     && path.parent().is_some_and(|parent| parent == mend.path);
             let proves = !brings || mend.scope.bytes || (itself && mend.resend);
+            // Else what the row takes away is kept there: nobody has told whither it went.
+            let removed = itself && !whole || !removes(change, path) || mend.scope.delete;
             reaches
                 && match scar.region(path, whole, seq) {
-                    Region::Seen(before) => seq <= before && proves,
+                    Region::Seen(before) => seq <= before && proves && removed,
                     Region::Ahead => {
-                        let removed = !removes(change, path) || mend.scope.delete;
                         !itself
                             && mend.scope.depth == Depth::Tree
                             && removed
@@ -410,6 +369,7 @@ impl Scars {
         if self.all.is_empty() {
             return;
         }
+        self.go_along(change, seq);
         match change {
             Change::Rename { from, to } => {
                 let unseen = self.leaves_unseen(from, to);
@@ -457,6 +417,45 @@ impl Scars {
         })
     }
 
+    /// Where something was moved the row is about what was left behind, too.
+    pub fn go_along(&mut self, change: &Change, seq: Seq) {
+        if self.moved == 0 {
+            return;
+        }
+        let mut left = Vec::new();
+        for path in change.paths().filter(|path| removes(change, path)) {
+            let behind = self.all.values().filter_map(|scar| {
+                let moved = scar.mend.moved.as_ref().filter(|moved| *moved != path)?;
+                path.moved(moved, &scar.mend.path)
+            });
+            left.extend(behind.map(|behind| Mend {
+                path: behind,
+                ..mend_for(change, path.clone())
+            }));
+        }
+        let swaps = match change {
+            Change::Rename { from, to } => vec![(from, to)],
+            Change::Exchange { a, b } => vec![(a, b), (b, a)],
+            Change::Mkdir { .. }
+            | Change::Rmdir { .. }
+            | Change::Unlink { .. }
+            | Change::Symlink { .. }
+            | Change::Link { .. }
+            | Change::Content { .. }
+            | Change::Attr { .. }
+            | Change::Repair { .. } => Vec::new(),
+        };
+        for (key, scar) in &mut self.all {
+            let old = scar.mend.moved.as_ref();
+            let new = old.and_then(|old| swaps.iter().find_map(|(from, to)| old.moved(from, to)));
+            if new.is_some() {
+                scar.mend.moved = new;
+                self.news.insert(key.clone());
+            }
+        }
+        left.into_iter().for_each(|mend| self.add(mend, seq));
+    }
+
     fn take_below(&mut self, path: &RelPath) -> Vec<Mend> {
         if !self.paths.reaches_into(path) {
             return Vec::new();
@@ -471,9 +470,7 @@ impl Scars {
 
     fn put(&mut self, moved: Vec<Mend>, from: &RelPath, to: &RelPath, seq: Seq) {
         for mend in moved {
-            let rest = &mend.path.as_bytes()[from.as_bytes().len()..];
-            // Two good paths joined at a part's end make a good path.
-            if let Ok(path) = RelPath::new(&[to.as_bytes(), rest].concat()) {
+            if let Some(path) = mend.path.moved(from, to) {
                 let since = self.since;
                 let mend = Mend {
                     path,
@@ -508,14 +505,15 @@ impl Scars {
         self.due().next().is_some()
     }
 
-    /// Whether the entry at a path is to be repaired by itself, and its file sent whatever it looks like.
-    pub fn resends(&self, path: &RelPath) -> Option<bool> {
+    /// Whether the entry at a path is to be repaired by itself; and whether the bytes of its file are in doubt, or are to be
+    /// sent whatever it looks like.
+    pub fn resends(&self, path: &RelPath) -> Option<(bool, bool)> {
         if self.open.len() < 2 {
             return None;
         }
         let scar = self.all.get(&(path.clone(), Depth::Entry))?;
-        let sent = scar.mend.resend || scar.mend.scope.bytes;
-        scar.is_open().then_some(sent)
+        scar.is_open()
+            .then_some((scar.mend.scope.bytes, scar.mend.resend))
     }
 
     /// One was repaired, from where the log was `before` to where it was `after`.
@@ -527,8 +525,8 @@ impl Scars {
         }
     }
 
-    /// One was repaired up to the directory `upto`.
-    pub fn repaired_upto(&mut self, key: &Key, upto: RelPath, before: Seq, after: Seq) {
+    /// One was repaired up to `upto`.
+    pub fn repaired_upto(&mut self, key: &Key, upto: Reached, before: Seq, after: Seq) {
         self.due_at = None;
         let Some(scar) = self.all.get(key) else {
             return;

@@ -132,9 +132,7 @@ impl Settle {
                 .filter(|p| p.is_at_or_below(from))
                 .cloned();
             for old in below.collect::<Vec<_>>() {
-                let rest = &old.as_bytes()[from.as_bytes().len()..];
-                let new = RelPath::new(&[to.as_bytes(), rest].concat());
-                new_places.extend(new);
+                new_places.extend(old.moved(from, to));
                 self.touched.remove(&old);
                 self.settled.push(old);
             }

@@ -39,6 +39,9 @@ pub enum Writing {
 /// Tells what is being done to the file with this inode number.
 pub type Watch = Box<dyn Fn(u64) -> Writing + Send + Sync>;
 
+/// Returns when what has happened to names in the source by now is in the log.
+pub type Barrier = Box<dyn Fn() + Send + Sync>;
+
 /// The source's tree, held by its root.
 pub struct Source {
     root: OwnedFd,
@@ -46,6 +49,7 @@ pub struct Source {
     exclude: Exclude,
     /// How much of it may be deleted at once on a mirror.
     max_delete: Mutex<MaxDelete>,
+    barrier: Barrier,
 }
 
 #[repr(C)]
@@ -65,6 +69,7 @@ impl Source {
             watch,
             exclude,
             max_delete: Mutex::default(),
+            barrier: Box::new(|| {}),
         }
     }
 
@@ -88,6 +93,18 @@ impl Source {
     #[must_use]
     pub fn without(self, exclude: Exclude) -> Source {
         Source { exclude, ..self }
+    }
+
+    /// The same tree, of which somebody tells when what was seen in it is in the log.
+    #[must_use]
+    pub fn with_barrier(self, barrier: Barrier) -> Source {
+        Source { barrier, ..self }
+    }
+
+    /// Waits until what has happened to names by now is in the log: a rename that was seen here may be between its
+    /// effect and its record.
+    pub fn wait_for_records(&self) {
+        (self.barrier)();
     }
 
     /// Whether a path, a directory or not, is excluded.
@@ -245,16 +262,9 @@ impl Source {
         path: &RelPath,
         look: impl Fn(&OwnedFd, &DirEntry) -> Result<T, Errno>,
     ) -> io::Result<Option<Vec<Named<T>>>> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mut at = openat(&self.root, ".", flags, Mode::empty())?;
-        let parts = path.as_bytes().split(|b| *b == b'/');
-        for part in parts.filter(|p| !p.is_empty()) {
-            at = match openat(&at, part, flags, Mode::empty()) {
-                Ok(next) => next,
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
-                Err(why) => return Err(why.into()),
-            };
-        }
+        let Some(at) = self.open_directory(path)? else {
+            return Ok(None);
+        };
         let mut all: Vec<Named<T>> = Vec::new();
         for entry in rustix::fs::Dir::read_from(&at)? {
             let entry = entry?;
@@ -273,19 +283,47 @@ impl Source {
         Ok(Some(all))
     }
 
+    /// What some entries of a directory are like, of each that is there; none where there is no directory.
+    ///
+    /// # Errors
+    /// The operating system's, but those that mean that it is not there.
+    pub fn stats<'n>(
+        &self,
+        path: &RelPath,
+        names: impl Iterator<Item = &'n [u8]>,
+    ) -> io::Result<Option<Vec<Option<Stat>>>> {
+        let Some(at) = self.open_directory(path)? else {
+            return Ok(None);
+        };
+        let look = |name| match statat(&at, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(why) => Err(why.into()),
+        };
+        names.map(look).collect::<io::Result<_>>().map(Some)
+    }
+
+    /// A directory, to read it; none where there is none.
+    fn open_directory(&self, path: &RelPath) -> io::Result<Option<OwnedFd>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut at = openat(&self.root, ".", flags, Mode::empty())?;
+        let parts = path.as_bytes().split(|b| *b == b'/');
+        for part in parts.filter(|p| !p.is_empty()) {
+            at = match openat(&at, part, flags, Mode::empty()) {
+                Ok(next) => next,
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
+                Err(why) => return Err(why.into()),
+            };
+        }
+        Ok(Some(at))
+    }
+
     /// Whether the root holds anything but ProxyFS's own directory.
     ///
     /// # Errors
     /// The operating system's.
     pub fn is_empty(&self) -> io::Result<bool> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = openat(&self.root, ".", flags, Mode::empty())?;
-        for entry in rustix::fs::Dir::new(root)? {
-            if !matches!(entry?.file_name().to_bytes(), b"." | b".." | b".proxyfs") {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        crate::local::holds_only(&self.root, &[])
     }
 }
 

@@ -395,6 +395,40 @@ impl Upload {
         self.is_closing() && self.failure.is_none()
     }
 
+    /// Whether the mirror has refused something of it.
+    pub fn has_failed(&self) -> bool {
+        self.failure.is_some()
+    }
+
+    /// Whether the file is what it was when this was begun, as `stat` has it by now; what else has changed is set at the
+    /// end. (Of a file that is sent as a whole and not yet closed.)
+    pub fn is_still(&mut self, stat: &rustix::fs::Stat, rules: Rules) -> bool {
+        let now = Stamp {
+            size: stat.st_size as u64,
+            mtime: mtime_of(stat),
+        };
+        if now != self.stamp || self.is_closing() || self.failure.is_some() {
+            return false;
+        }
+        if !self.attrs.is_empty() {
+            self.attrs = attributes_in(stat, rules);
+            if let Some(last) = self.attrs.last_mut() {
+                last.size = Some(self.stamp.size);
+            }
+        }
+        true
+    }
+
+    /// Closes what is open there. The replies are nobody's.
+    pub fn give_up<R: Remote>(mut self, remote: &mut R) {
+        if let Some(wide) = &mut self.wide {
+            wide.close(remote, |_| {});
+        }
+        if let Phase::Writing(handle) = self.phase {
+            remote.send_on(self.lane, Request::Close { handle });
+        }
+    }
+
     /// How much is to be sent at most, and how much of it has been, in bytes.
     pub fn progress(&self) -> (u64, u64) {
         let all = self.ranges.iter().map(|(start, end)| end - start).sum();

@@ -11,7 +11,7 @@ use super::errors::{BaseTrouble, MirrorError};
 use super::live::Live;
 use super::plan::{Place, Rules, is_dir};
 use super::prepare::ask;
-use super::repair::{Counts, Difference, Job, Repair, Report, Tools};
+use super::repair::{Carry, Counts, Difference, Job, Repair, Report, Tools};
 use super::source::Source;
 use super::target;
 use crate::change::{Depth, RelPath, Scope};
@@ -86,9 +86,10 @@ pub fn verify(
             scope,
             resend: false,
             walked: None,
+            moved: None,
         };
         let jobs: Vec<Job> = paths.into_iter().map(job).collect();
-        let report = Repair::new(&mut remote, tools, 0).run(jobs)?;
+        let report = Repair::new(&mut remote, tools, Carry::default()).run(jobs)?;
         // A directory that could not be read was not compared.
         if let Some(refusal) = report.refused.first() {
             return Err(MirrorError::Unread {

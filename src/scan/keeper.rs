@@ -15,8 +15,9 @@ use super::{Scan, ScanError};
 use crate::fault;
 use crate::journal::JournalError;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use rustix::fs::{Dir, Mode, OFlags, openat, syncfs};
+use rustix::fs::syncfs;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -168,7 +169,7 @@ impl Work {
             return;
         };
         let done = match clean {
-            true => self.durable(&mark).and_then(|()| {
+            true => self.durable().and_then(|()| {
                 marks::note_checkpoint(&self.scan.journal, &mark, true).map_err(in_words)
             }),
             false => self.note_checkpoint(&mark),
@@ -219,33 +220,28 @@ impl Work {
     /// # Errors
     /// In words: the disk's, or the journal's.
     pub fn note_checkpoint(&self, mark: &Mark) -> Result<(), String> {
-        self.durable(mark)?;
+        self.durable()?;
         fault::point("checkpoint.durable");
         marks::note_checkpoint(&self.scan.journal, mark, false).map_err(in_words)
     }
 
     /// Makes the source durable.
-    fn durable(&self, _before: &Mark) -> Result<(), String> {
+    fn durable(&self) -> Result<(), String> {
         syncfs(self.scan.local.root_fd()).map_err(|why| format!("syncfs of the source: {why}"))
     }
 
     fn is_empty(&self) -> bool {
-        is_empty(&self.scan.local).unwrap_or(false)
+        is_empty(self.scan.local.root_fd()).unwrap_or(false)
     }
 }
 
-/// Whether there is nothing in the source but what is ours.
-pub fn is_empty(local: &crate::local::Local) -> io::Result<bool> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = openat(local.root_fd(), c".", flags, Mode::empty())?;
-    for entry in Dir::new(root)? {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if !matches!(name, b"." | b".." | b"lost+found") && name != crate::local::RESERVED {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+/// Whether there is nothing in the source that anybody put there. (That ext4's lost+found is there does not tell: it is all that
+/// is left of a disk that was emptied.)
+///
+/// # Errors
+/// It cannot be read.
+pub fn is_empty(root: BorrowedFd<'_>) -> io::Result<bool> {
+    crate::local::holds_only(root, &[b"lost+found"])
 }
 
 fn in_words(why: JournalError) -> String {

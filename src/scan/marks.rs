@@ -11,6 +11,7 @@
 //! wall clock and the time since the boot were: if they have come apart, no ctime is believed.
 
 use crate::change::{Change, Seq, Timestamp};
+use crate::exclude::Exclude;
 use crate::fault;
 use crate::journal::{Journal, JournalError};
 use crate::local::RESERVED;
@@ -78,6 +79,17 @@ impl fmt::Display for Mark {
 }
 
 impl Mark {
+    /// Of a log in which nothing is.
+    fn first(now: Timestamp, empty: bool) -> Mark {
+        Mark {
+            time: now,
+            wall_ms: crate::journal::now_ms(),
+            up_ms: up_ms(),
+            empty,
+            ..Mark::default()
+        }
+    }
+
     /// Reads what `Display` wrote; none if it is no such text.
     pub fn parse(text: &str) -> Option<Mark> {
         let mut mark = Mark::default();
@@ -230,6 +242,8 @@ pub struct Plan {
     pub unclean: bool,
     /// When it was last looked at, the source was not empty.
     pub had_content: bool,
+    /// What was excluded before, if that was something else than now: see [`excluded`](super::excluded).
+    pub excluded_before: Vec<Exclude>,
     nothing: bool,
 }
 
@@ -242,13 +256,14 @@ impl Plan {
             rows_after: None,
             unclean: false,
             had_content: false,
+            excluded_before: Vec::new(),
             nothing: true,
         }
     }
 
     /// Whether anything is to be done.
     pub fn is_needed(&self) -> bool {
-        !self.nothing
+        !self.nothing || !self.excluded_before.is_empty()
     }
 }
 
@@ -350,6 +365,16 @@ fn takes_from_root(change: &Change) -> bool {
     }
 }
 
+/// Notes what a new journal of a source that had one begins with: what changes from `now` on is looked for at the next
+/// start, and so are survivors. `empty`: the source is.
+///
+/// # Errors
+/// The journal's.
+pub fn begin_anew(journal: &Journal, now: Timestamp, empty: bool) -> Result<(), JournalError> {
+    let first = Mark::first(now, empty).to_string();
+    journal.note(&[(MARK, &first), (CHECKPOINT, &first), (CLEAN, "yes")])
+}
+
 /// Notes that a run has begun: what it leaves without a word is unclean. A log in which nothing is yet begins with a
 /// mark of `now`, the file system's clock before the plan was made: if the first run is killed before it makes one,
 /// what changes until the next is found all the same.
@@ -358,14 +383,7 @@ fn takes_from_root(change: &Change) -> bool {
 /// The journal's.
 pub fn begin(journal: &Journal, run: &Run, now: Timestamp) -> Result<(), JournalError> {
     if journal.head() == 0 && journal.meta(CHECKPOINT)?.is_none() {
-        let first = Mark {
-            time: now,
-            wall_ms: crate::journal::now_ms(),
-            up_ms: up_ms(),
-            empty: true,
-            ..Mark::default()
-        };
-        let text = first.to_string();
+        let text = Mark::first(now, true).to_string();
         journal.note(&[(MARK, &text), (CHECKPOINT, &text)])?;
     }
     journal.note(&[(RUN, &run.0), (CLEAN, "no")])?;

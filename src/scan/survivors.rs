@@ -12,6 +12,7 @@
 //! on a thread that serves the mount: /proc may wait for a process that waits for the mount.
 
 use crate::local::{Adopted, Local};
+use crate::mount::mountinfo;
 use std::collections::HashSet;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -121,13 +122,9 @@ struct Mounts {
 impl Mounts {
     fn read() -> Mounts {
         let mut mounts = Mounts::default();
-        let text = fs::read("/proc/self/mountinfo").unwrap_or_default();
-        for line in String::from_utf8_lossy(&text).lines() {
-            let mut fields = line.split(' ');
-            mounts
-                .ids
-                .extend(fields.next().and_then(|id| id.parse::<u64>().ok()));
-            mounts.devices.extend(fields.nth(1).map(str::to_string));
+        for mount in mountinfo::read().unwrap_or_default() {
+            mounts.ids.insert(mount.id);
+            mounts.devices.insert(mount.device);
         }
         mounts
     }

@@ -10,8 +10,10 @@
 //! A path that was moved while the walk was below it is repaired under its old name, which harms nothing, and all
 //! of it is walked again in its new place.
 
+use super::marks::Plan;
 use super::{Scan, ScanError};
-use crate::change::{RelPath, Timestamp};
+use crate::change::{RelPath, Scope, Timestamp};
+use crate::exclude::Exclude;
 use crate::local::Local;
 use crate::local::suspects::{ENTRY, Judged, NEW_TREE, Suspicion, born, scope_of_directory};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Statx, StatxFlags};
@@ -55,6 +57,7 @@ struct Level {
 pub(super) struct Walk<'a> {
     scan: &'a Scan,
     suspicion: &'a Suspicion,
+    excluded_before: &'a [Exclude],
     survivors: &'a HashSet<u64>,
     device: (u32, u32),
 }
@@ -88,13 +91,14 @@ pub(super) fn open(root: BorrowedFd<'_>, path: &RelPath) -> Result<OwnedFd, Errn
 impl<'a> Walk<'a> {
     pub fn new(
         scan: &'a Scan,
-        suspicion: &'a Suspicion,
+        plan: &'a Plan,
         survivors: &'a HashSet<u64>,
     ) -> Result<Walk<'a>, ScanError> {
         let root = look(scan.local.root_fd(), b"").map_err(ScanError::Source)?;
         Ok(Walk {
             scan,
-            suspicion,
+            suspicion: &plan.suspicion,
+            excluded_before: &plan.excluded_before,
             survivors,
             device: (root.stx_dev_major, root.stx_dev_minor),
         })
@@ -258,6 +262,14 @@ impl<'a> Walk<'a> {
         }
         let recorded = matches!(judged, Some(Judged::Recorded | Judged::Covered));
         let can_be = matches!(kind, FileType::RegularFile | FileType::Symlink);
+        if !suspect
+            && can_be
+            && found.above == Above::Nothing
+            && self.came_in(level, &name, false)
+            && let Ok(path) = level.path.join(&name)
+        {
+            return self.scan.record(path, Scope::ENTRY);
+        }
         if suspect && can_be && !recorded && found.above < Above::Covered {
             found.suspects.push(name);
             if found.suspects.len() >= MOST_NAMES {
@@ -266,6 +278,19 @@ impl<'a> Walk<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Whether an entry was excluded before, and is not now.
+    fn came_in(&self, level: &Level, name: &[u8], directory: bool) -> bool {
+        let was = |path: &RelPath| {
+            let mut before = self.excluded_before.iter();
+            before.any(|exclude| exclude.excludes(path, directory))
+        };
+        !self.excluded_before.is_empty()
+            && level
+                .path
+                .join(name)
+                .is_ok_and(|path| was(&path) && self.scan.local.is_mirrored(&path, directory))
     }
 
     fn directory(
@@ -281,6 +306,7 @@ impl<'a> Walk<'a> {
         if !self.scan.local.is_mirrored(&path, true) {
             return Ok(());
         }
+        let whole = path.clone();
         match judged {
             Some(Judged::Covered) => above = Above::Covered,
             Some(Judged::Clean | Judged::Recorded | Judged::SomeNamesRecorded) => {}
@@ -298,6 +324,10 @@ impl<'a> Walk<'a> {
                 above = above.max(then);
             }
             None => {}
+        }
+        if above == Above::Nothing && self.came_in(level, &name, true) {
+            self.scan.record(whole, Scope::TREE)?;
+            above = Above::Compared;
         }
         // Below what is covered there is nothing to find but survivors.
         if above < Above::Covered || !self.survivors.is_empty() {

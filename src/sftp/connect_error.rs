@@ -176,7 +176,7 @@ impl fmt::Display for ConnectError {
             ),
             ConnectError::LoginRefused { host, user, tried } => write!(
                 f,
-                "{host} refuses the login of {user} with {tried}: add the public key to ~{user}/.ssh/authorized_keys there, and look into sshd's log if it is"
+                "{host} refuses the login of {user} with {tried}: add the public key to ~{user}/.ssh/authorized_keys there; if it is there, sshd's log tells why"
             ),
             ConnectError::TurnedAway { host, said } => write!(
                 f,

@@ -14,11 +14,14 @@
 //!   of something, so any error here ends the session.
 //! - *Blocking goodbyes.* On each way out the socket is shut down before libssh2's objects go.
 
+mod hasher;
+
 pub use super::connect_error::ConnectError;
 pub use super::known_hosts::HostKey;
 pub use super::login::{KeyProblem, Login, Secret};
 pub use super::pace::Rate;
 pub use super::tcp::Abort;
+pub use hasher::{Hasher, Same};
 
 use super::channel::{Link, OpenError};
 use super::known_hosts::{KnownHosts, Verdict};
@@ -65,6 +68,8 @@ pub struct SftpSession {
     abort: Abort,
     server: String,
     host_key: HostKey,
+    target: Target,
+    hasher: Option<Hasher>,
 }
 
 impl SftpSession {
@@ -132,6 +137,14 @@ impl Remote for SftpSession {
         self.lanes.round_trip()
     }
 
+    fn hasher(&mut self) -> Option<&mut Hasher> {
+        let target = &self.target;
+        Some(
+            self.hasher
+                .get_or_insert_with(|| Hasher::new(target.clone())),
+        )
+    }
+
     fn features(&self) -> &Features {
         self.lanes.features()
     }
@@ -170,7 +183,10 @@ pub fn connect_asking(
     abort: &Abort,
     start: &Start<'_>,
 ) -> Result<(SftpSession, Vec<Ticket>), ConnectError> {
-    connect_any(target, abort, start).map_err(|e| explain_abort(e, target, abort))
+    connect_any(target, abort, &mut |greeted| {
+        start_sftp(greeted, target, abort, start)
+    })
+    .map_err(|e| explain_abort(e, target, abort))
 }
 
 /// Fetches the host key of a server without logging in, to show its fingerprint to a person. Nothing
@@ -199,11 +215,12 @@ fn explain_abort(error: ConnectError, target: &Target, abort: &Abort) -> Connect
     error
 }
 
-fn connect_any(
+/// Connects and logs in; what then comes is `start`'s.
+fn connect_any<T>(
     target: &Target,
     abort: &Abort,
-    start: &Start<'_>,
-) -> Result<(SftpSession, Vec<Ticket>), ConnectError> {
+    start: &mut dyn FnMut(Greeted) -> Result<T, ConnectError>,
+) -> Result<T, ConnectError> {
     let known = KnownHosts::read(
         &target.known_hosts,
         &target.host,
@@ -229,7 +246,7 @@ fn connect_any(
                         ))
                     });
                 match outcome {
-                    Ok((true, greeted)) => return start_sftp(greeted, target, abort, start),
+                    Ok((true, greeted)) => return start(greeted),
                     Ok((false, greeted)) => {
                         hang_up(&greeted.socket);
                         tried.push(path.display().to_string());
@@ -250,7 +267,7 @@ fn connect_any(
             let greeted = greet(target, abort, Some(&known))?;
             let outcome = login_with_agent(&greeted, target, socket.as_deref(), tried.len());
             match outcome {
-                Ok(AgentOutcome::In) => return start_sftp(greeted, target, abort, start),
+                Ok(AgentOutcome::In) => return start(greeted),
                 Ok(AgentOutcome::Refused(key)) => tried.push(key),
                 Ok(AgentOutcome::NoMoreKeys) => break,
                 Err(e) => {
@@ -540,6 +557,8 @@ fn start_sftp(
                 abort: abort.clone(),
                 server,
                 host_key: greeted.host_key,
+                target: target.clone(),
+                hasher: None,
             };
             Ok((session, tickets))
         }

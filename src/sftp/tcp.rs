@@ -9,7 +9,8 @@
 //! The other danger: a connection that was given up and still delivers. The kernel would go on sending what was
 //! written, minutes later if that is when the network comes back, and the old server would remove or rename
 //! something while the next session has gone on with the same paths. So a socket that is closed, by us
-//! or by a kill, throws away what has not left this host (SO_LINGER with no time).
+//! or by a kill, throws away what has not left this host (SO_LINGER with no time). (What has, is met in
+//! `mirror/fence.rs`.)
 
 use super::connect_error::ConnectError;
 use rustix::event::{PollFd, PollFlags, Timespec};

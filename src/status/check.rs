@@ -4,7 +4,7 @@
 //! (<https://www.monitoring-plugins.org/doc/guidelines.html>). The exit code is that of [`Level`]. Whatever keeps the
 //! answer from being known is no "OK".
 
-use super::show::{bytes, count, duration, visible};
+use super::show::{bytes, changes, count, duration, visible};
 use super::{MirrorState, MirrorStatus, Status};
 use std::fmt::Write;
 
@@ -48,8 +48,14 @@ pub fn line(level: Level, why: &str) -> String {
     format!("PROXYFS {} - {why}", level.word())
 }
 
-/// The line (without its end) and the exit code; `of` one mirror only.
-pub fn check(status: &Status, of: Option<&str>, bad: &Thresholds) -> (String, Level) {
+/// The line (without its end) and the exit code; `of` one mirror only. `mistake`: what is wrong with the configuration
+/// that the daemon does not know of.
+pub fn check(
+    status: &Status,
+    of: Option<&str>,
+    bad: &Thresholds,
+    mistake: Option<&str>,
+) -> (String, Level) {
     let mirrors = status.mirrors.iter();
     let mirrors: Vec<&MirrorStatus> = mirrors
         .filter(|m| of.is_none_or(|name| name == m.name))
@@ -62,7 +68,10 @@ pub fn check(status: &Status, of: Option<&str>, bad: &Thresholds) -> (String, Le
     match status.pid {
         None => wrong.push((
             Level::Critical,
-            "the daemon is not running: start it".to_string(),
+            match status.alarms.iter().find(|a| a.kind == "not-started") {
+                Some(alarm) => format!("the daemon does not start: {}", alarm.reason),
+                None => "the daemon is not running: start it".to_string(),
+            },
         )),
         Some(_) if status.read_only => wrong.push((
             Level::Critical,
@@ -75,6 +84,10 @@ pub fn check(status: &Status, of: Option<&str>, bad: &Thresholds) -> (String, Le
     }
     if let Some(why) = status.mail.as_ref().and_then(|m| m.last_error.as_ref()) {
         wrong.push((Level::Warning, format!("no mail can be sent: {why}")));
+    }
+    if let Some(mistake) = mistake {
+        let words = format!("the daemon would not start again with its configuration: {mistake}");
+        wrong.push((Level::Warning, words));
     }
     let level = wrong.iter().map(|w| w.0).max().unwrap_or(Level::Ok);
     wrong.sort_by_key(|w| std::cmp::Reverse(w.0));
@@ -126,6 +139,10 @@ fn judge(m: &MirrorStatus, up: bool, bad: &Thresholds, wrong: &mut Vec<(Level, S
                 format!("mirror {name} cannot be reached{}", why()),
             ));
         }
+        MirrorState::Paused if m.held => {
+            let what = format!("mirror {name} is held before a mass deletion{}", why());
+            wrong.push((Level::Critical, what));
+        }
         MirrorState::Paused => wrong.push((Level::Warning, format!("mirror {name} is paused"))),
         MirrorState::Synced | MirrorState::Syncing => {}
     }
@@ -137,7 +154,7 @@ fn judge(m: &MirrorStatus, up: bool, bad: &Thresholds, wrong: &mut Vec<(Level, S
         };
         wrong.push((
             Level::Warning,
-            format!("mirror {name} refuses {} changes{why}", count(m.parked_ops)),
+            format!("mirror {name} refuses {}{why}", changes(m.parked_ops)),
         ));
     }
     let level = |value: u64, warning: Option<u64>, critical: Option<u64>| {
@@ -196,7 +213,7 @@ mod tests {
             lagging.pending_bytes,
         ) = (Some(300), 10, 4096);
         let status = of(vec![mirror("web2", MirrorState::Synced), lagging]);
-        let (text, level) = check(&status, None, &LIMITS);
+        let (text, level) = check(&status, None, &LIMITS, None);
         assert_eq!(
             text,
             "PROXYFS OK - 2 mirrors are up to date, or nearly | 'web2_lag'=0s;300;3600;0 \
@@ -205,13 +222,13 @@ mod tests {
              'web3_parked'=0;0;;0"
         );
         assert_eq!(level as u8, 0);
-        let (text, _) = check(&status, Some("web2"), &LIMITS);
+        let (text, _) = check(&status, Some("web2"), &LIMITS, None);
         assert!(
             text.starts_with("PROXYFS OK - mirror web2 is synced | 'web2_lag'"),
             "{text}"
         );
         assert!(!text.contains("web3"), "{text}");
-        let (text, level) = check(&status, Some("web9"), &LIMITS);
+        let (text, level) = check(&status, Some("web9"), &LIMITS, None);
         assert_eq!((text.contains('|'), level as u8), (false, 3), "{text}");
     }
 
@@ -224,7 +241,7 @@ mod tests {
         let mut parked = mirror("c", MirrorState::Synced);
         (parked.parked_ops, parked.pending_ops) = (1200, 1200);
         let mut status = of(vec![gone, late, parked, mirror("d", MirrorState::Paused)]);
-        let (text, level) = check(&status, None, &LIMITS);
+        let (text, level) = check(&status, None, &LIMITS, None);
         let (words, data) = text.split_once(" | ").unwrap();
         assert_eq!(
             words,
@@ -237,7 +254,7 @@ mod tests {
             last_error: Some("no route".to_string()),
             ..MailStatus::default()
         });
-        let (text, level) = check(&status, None, &LIMITS);
+        let (text, level) = check(&status, None, &LIMITS, None);
         assert_eq!(text, "PROXYFS WARNING - no mail can be sent: no route");
         assert_eq!(level, Level::Warning);
     }
@@ -245,12 +262,12 @@ mod tests {
     #[test]
     fn what_is_down_is_critical() {
         for state in [MirrorState::Stopped, MirrorState::NeedsSync] {
-            let (_, level) = check(&of(vec![mirror("a", state)]), None, &LIMITS);
+            let (_, level) = check(&of(vec![mirror("a", state)]), None, &LIMITS, None);
             assert_eq!(level, Level::Critical);
         }
         let mut status = of(vec![mirror("a", MirrorState::Stopped)]);
         status.pid = None;
-        let (text, level) = check(&status, None, &LIMITS);
+        let (text, level) = check(&status, None, &LIMITS, None);
         assert!(
             text.starts_with("PROXYFS CRITICAL - the daemon is not running: start it | "),
             "{text}"
@@ -260,6 +277,6 @@ mod tests {
             read_only: true,
             ..of(vec![])
         };
-        assert_eq!(check(&read_only, None, &LIMITS).1, Level::Critical);
+        assert_eq!(check(&read_only, None, &LIMITS, None).1, Level::Critical);
     }
 }

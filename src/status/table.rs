@@ -6,7 +6,7 @@
 //! say, and nothing of an error is cut away.
 
 use super::show::{bytes, changes, count, duration, shorten, visible, wrap};
-use super::{MirrorState, MirrorStatus, Status, SyncStatus};
+use super::{AlarmStatus, MirrorState, MirrorStatus, Status, SyncStatus};
 use crate::screen::{Colour, Look};
 use std::fmt::{self, Write};
 
@@ -15,6 +15,10 @@ const INDENT: usize = 13;
 
 /// Columns of a progress bar.
 const BAR: usize = 30;
+
+/// Kinds of alarms that have words of their own here.
+const READ_ONLY: &str = "read-only";
+const NOT_STARTED: &str = "not-started";
 
 /// The longest name that the table shows whole.
 const NAME: usize = 18;
@@ -35,7 +39,9 @@ pub fn screen(status: &Status, look: &Look) -> String {
     page.head(status);
     page.table(status);
     for mirror in &status.mirrors {
-        page.details(mirror, status.pid.is_some());
+        let of_it = |a: &&AlarmStatus| a.mirror.as_ref() == Some(&mirror.name);
+        let since = status.alarms.iter().filter(of_it).map(|a| a.seconds).max();
+        page.details(mirror, status.pid.is_some(), since);
     }
     page.text
 }
@@ -49,6 +55,10 @@ pub(super) fn advice(mirror: &MirrorStatus, daemon_runs: bool) -> Option<String>
     match mirror.state {
         MirrorState::Retrying => Some(format!(
             "nothing, if that passes: it is tried again by itself; at once with `proxyfs try-again {name}`"
+        )),
+        MirrorState::Paused if mirror.held => Some(format!(
+            "if it was meant: `proxyfs resume {name}` lets it through; if not, copy what was deleted back from that \
+             mirror first"
         )),
         MirrorState::Paused => Some(format!("`proxyfs resume {name}` lets it go on")),
         MirrorState::Stopped => Some(format!(
@@ -73,6 +83,7 @@ fn state(mirror: &MirrorStatus, daemon_runs: bool) -> (&'static str, Colour) {
         MirrorState::Synced => ("synced", Colour::Green),
         MirrorState::Syncing => ("syncing", Colour::Cyan),
         MirrorState::Retrying => ("RETRYING", Colour::Yellow),
+        MirrorState::Paused if mirror.held => ("HELD BACK", Colour::Red),
         MirrorState::Paused => ("paused", Colour::Yellow),
         MirrorState::Stopped => ("STOPPED", Colour::Red),
         MirrorState::NeedsSync => ("NEEDS SYNC", Colour::Red),
@@ -123,12 +134,27 @@ impl Page {
             bytes(status.log_bytes)
         );
         self.line("log       ", &log, Colour::None);
+        let wrong = status.alarms.iter().filter(|a| a.mirror.is_none());
+        for alarm in wrong.filter(|a| a.kind != READ_ONLY) {
+            let what = match (alarm.kind.as_str(), status.pid) {
+                (NOT_STARTED, None) => "it does not start",
+                (NOT_STARTED, Some(_)) => continue,
+                ("journal", _) => "the log cannot be tidied up",
+                (kind, _) => kind,
+            };
+            let (since, why) = (duration(alarm.seconds), visible(&alarm.reason));
+            self.shout(&format!("WRONG: {what}, for {since}: {why}"));
+        }
         if status.read_only {
-            let text = "READ-ONLY: changes cannot be recorded, so the mount refuses them. Is the disk of \
-                        state_dir full? Make room there; it goes on by itself then.";
-            for part in wrap(text, self.look.width) {
-                self.line("", &part, Colour::Red);
-            }
+            let alarm = status.alarms.iter().find(|a| a.kind == READ_ONLY);
+            let since = alarm.map(|a| format!(", for {}", duration(a.seconds)));
+            let why = status.read_only_reason.as_deref();
+            self.shout(&format!(
+                "READ-ONLY{}: the mount refuses changes, since they cannot be recorded: {}. It goes on by itself when \
+                 they can.",
+                since.unwrap_or_default(),
+                visible(why.unwrap_or("is the disk of state_dir full?"))
+            ));
         }
         if let Some(mail) = status.mail.as_ref().filter(|m| m.last_error.is_some()) {
             let text = format!(
@@ -137,11 +163,16 @@ impl Page {
                 duration(mail.failing_seconds.unwrap_or(0)),
                 visible(mail.last_error.as_deref().unwrap_or_default())
             );
-            for part in wrap(&text, self.look.width) {
-                self.line("", &part, Colour::Red);
-            }
+            self.shout(&text);
         }
         self.text.push('\n');
+    }
+
+    /// What nobody must miss.
+    fn shout(&mut self, text: &str) {
+        for part in wrap(text, self.look.width) {
+            self.line("", &part, Colour::Red);
+        }
     }
 
     fn table(&mut self, status: &Status) {
@@ -210,8 +241,9 @@ impl Page {
         }
     }
 
-    /// What there is to tell of a mirror beyond its line in the table; nothing if it is simply fine.
-    fn details(&mut self, mirror: &MirrorStatus, daemon_runs: bool) {
+    /// What there is to tell of a mirror beyond its line in the table; nothing if it is simply fine. `since`: for how many
+    /// seconds something has been wrong with it.
+    fn details(&mut self, mirror: &MirrorStatus, daemon_runs: bool, since: Option<u64>) {
         let todo = advice(mirror, daemon_runs);
         let works = [("sync", &mirror.sync), ("verify", &mirror.verify)];
         let works = works.map(|(what, work)| (what, work.as_ref().filter(|w| w.running)));
@@ -283,6 +315,10 @@ impl Page {
                 _ => Colour::Yellow,
             };
             self.wrapped("  last error", &visible(error), colour);
+        }
+        if let Some(seconds) = since {
+            let text = format!("{} ago", duration(seconds));
+            self.line(&row_head("since"), &text, Colour::None);
         }
         if let Some(todo) = &todo {
             self.wrapped("  to do", todo, Colour::None);
@@ -482,6 +518,68 @@ web7: www-data@web7.example.com:/srv/www
         down.mirrors[0].state = MirrorState::Stopped;
         let down = down.to_string();
         assert!(down.contains("\nweb2    stopped "), "{down}");
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_since_when() {
+        let alarm = |kind: &str, mirror: Option<&str>, reason: &str| AlarmStatus {
+            kind: kind.into(),
+            mirror: mirror.map(str::to_string),
+            seconds: 273_600,
+            reason: reason.into(),
+        };
+        let mut status = night();
+        status.alarms = vec![
+            alarm("unreachable", Some("web3"), "refused"),
+            alarm("journal", None, "the disk fails"),
+        ];
+        let shown = status.to_string();
+        assert!(
+            shown.contains("\nWRONG: the log cannot be tidied up, for 3d04h: the disk fails\n"),
+            "{shown}"
+        );
+        assert_eq!(
+            shown.matches("\n  since      3d04h ago\n").count(),
+            1,
+            "{shown}"
+        );
+        status.read_only = true;
+        status.read_only_reason = Some("the disk is full".into());
+        status.alarms = vec![alarm("read-only", None, "the disk is full")];
+        let shown = status.to_string();
+        assert!(
+            shown.contains("\nREAD-ONLY, for 3d04h: the mount refuses changes, since they cannot be recorded:\nthe disk is full. "),
+            "{shown}"
+        );
+        status.pid = None;
+        status.alarms = vec![alarm("not-started", None, "the source is empty")];
+        let shown = status.to_string();
+        assert!(
+            shown.contains("\nWRONG: it does not start, for 3d04h: the source is empty\n"),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn a_mirror_held_before_a_mass_deletion_is_not_just_paused() {
+        let held = MirrorStatus {
+            held: true,
+            ..mirror("m", MirrorState::Paused)
+        };
+        let todo = advice(&held, true).unwrap();
+        assert!(
+            todo.contains("if not, copy what was deleted back"),
+            "{todo}"
+        );
+        let status = Status {
+            pid: Some(1),
+            mirrors: vec![held],
+            ..Status::default()
+        };
+        assert!(
+            status.to_string().contains("\nm       HELD BACK "),
+            "{status}"
+        );
     }
 
     #[test]

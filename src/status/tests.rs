@@ -8,6 +8,7 @@ fn full() -> Status {
         mount_point: "/srv/www".into(),
         pid: Some(4711),
         read_only: true,
+        read_only_reason: Some("journal.db: the disk is full".into()),
         last_seq: 99,
         log_bytes: 4096,
         scan: Some(ScanStatus {
@@ -20,6 +21,7 @@ fn full() -> Status {
         mirrors: MirrorState::ALL
             .into_iter()
             .map(|state| MirrorStatus {
+                held: state == MirrorState::Paused,
                 name: format!("m-{state}"),
                 host: "h".into(),
                 port: 22,
@@ -107,7 +109,7 @@ fn no_field_of_the_json_is_ever_renamed() {
     };
     assert_eq!(
         keys(&json),
-        "alarms log mail mirrors mount_point pid read_only scan source"
+        "alarms log mail mirrors mount_point pid read_only read_only_reason scan source"
     );
     assert_eq!(
         keys(&json["scan"]),
@@ -121,7 +123,7 @@ fn no_field_of_the_json_is_ever_renamed() {
     assert_eq!(keys(&json["log"]), "bytes last_seq");
     assert_eq!(
         keys(&json["mirrors"][0]),
-        "advice applied_seq bytes_per_second connections_total current eta_seconds failures_total host \
+        "advice applied_seq bytes_per_second connections_total current eta_seconds failures_total held host \
          last_error name oldest_pending_seconds ops_per_second parked_ops path pending_bytes pending_ops port \
          progress_percent retry_in_seconds sent_bytes_total state sync unsupported user verify"
     );

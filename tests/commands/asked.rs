@@ -317,3 +317,72 @@ fn the_log_has_a_line_for_an_event_and_none_for_a_file() {
     let rest = daemon.log()[busy.len()..].to_string();
     assert_eq!(rest.lines().count(), 2, "{rest}");
 }
+
+#[test]
+fn a_daemon_whose_file_got_a_mistake_still_tells_how_it_is() {
+    let sshd = Sshd::start();
+    let mut daemon = Daemon::new();
+    add(&mut daemon, "m", &sshd, &[]);
+    daemon.start();
+    daemon.wait_for_mirror("m", |m| m["state"] == "synced");
+    let good = daemon.ini_mut().clone();
+    for (wrong, words) in [
+        ("mount_piont = /x", "unknown key `mount_piont`"),
+        ("this is no INI", "is neither `key = value` nor"),
+    ] {
+        *daemon.ini_mut() = good.replacen("source =", &format!("{wrong}\nsource ="), 1);
+        daemon.write_ini();
+        for command in [
+            &["status"][..],
+            &["status", "--json"],
+            &["tasks"],
+            &["wait"],
+            &["metrics"],
+        ] {
+            let said = say(daemon.proxyfs(command));
+            assert_eq!(said.code, Some(0), "{command:?}: {}", said.err);
+            assert!(said.err.contains(words), "{}", said.err);
+            assert!(
+                said.err
+                    .lines()
+                    .all(|l| l.starts_with("proxyfs: warning: ")),
+                "{}",
+                said.err
+            );
+        }
+        let status = daemon.ok(&["status"]);
+        assert!(status.starts_with(&format!("proxyfs   running, pid {}\n", daemon.pid())));
+        let said = say(daemon.proxyfs(&["check"]));
+        assert_eq!(
+            (said.code, said.err.as_str()),
+            (Some(1), ""),
+            "{}",
+            said.out
+        );
+        assert!(
+            said.out
+                .starts_with("PROXYFS WARNING - the daemon would not start again")
+                && said.out.contains(words),
+            "{}",
+            said.out
+        );
+        // A reload changes nothing, and says why.
+        let said = say(daemon.proxyfs(&["reload"]));
+        assert_eq!(said.code, Some(2), "{}", said.err);
+        assert!(said.err.contains(words), "{}", said.err);
+        daemon.signal(libc::SIGHUP);
+        wait_until("the log tells", || {
+            daemon.log().contains("configuration not changed: ") && daemon.log().contains(words)
+        });
+    }
+    // What tells nothing about its daemon is no other's.
+    let elsewhere = daemon.file("none.ini");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_proxyfs"));
+    command.arg("status").arg("--config").arg(&elsewhere);
+    let said = say(command);
+    assert_eq!(said.code, Some(2), "{}", said.err);
+    *daemon.ini_mut() = good;
+    daemon.write_ini();
+    assert_eq!(daemon.mirror("m")["state"], "synced");
+    daemon.stop();
+}

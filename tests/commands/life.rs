@@ -265,3 +265,22 @@ fn a_mount_point_outside_of_the_source_works_too() {
     assert!(!is_mounted(&mnt));
     assert_eq!(fs::read_dir(&mnt).unwrap().count(), 0);
 }
+
+#[test]
+fn a_mount_whose_daemon_dies_while_it_is_asked_is_cleared_too() {
+    let mut daemon = Daemon::new();
+    daemon.start();
+    // As the service manager does when it has killed one that does not end.
+    daemon.signal(libc::SIGSTOP);
+    let mut command = daemon.proxyfs(&["stop", "--stale"]);
+    die_with_us(&mut command);
+    let mut stale = command.spawn().unwrap();
+    let place = format!("/proc/{}/wchan", stale.id());
+    wait_until("it asks the daemon", || {
+        fs::read_to_string(&place).is_ok_and(|place| place.contains("request_wait_answer"))
+    });
+    daemon.kill();
+    let status = stale.wait().unwrap();
+    assert!(status.success(), "{status}");
+    assert!(!is_mounted(&daemon.source()));
+}

@@ -413,6 +413,20 @@ fn a_big_file_arrives_whole_and_comes_back_whole() {
     assert!(sent > 40_000_000);
 }
 
+/// What the table of settings says of `compression`.
+#[test]
+fn compressed_text_is_sent_as_about_60_percent_of_it() {
+    let sshd = Sshd::start();
+    let relay = Relay::start(sshd.port(), Duration::ZERO);
+    let mut target = sshd.target();
+    target.port = relay.port();
+    target.compression = true;
+    let text = include_bytes!("../../README.md").repeat(20);
+    there_and_back(&mut session(&target), path(&sshd, "text"), &text, 32 * 1024);
+    let percent = relay.bytes_up() * 100 / text.len() as u64;
+    assert!((50..70).contains(&percent), "{percent}%");
+}
+
 /// sshd asks for new keys every 2 MiB here, in the middle of requests of both directions.
 #[test]
 fn new_session_keys_in_the_middle_do_no_harm() {

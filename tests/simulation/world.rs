@@ -617,8 +617,12 @@ impl World {
             return None;
         };
         let from = Path::new(std::ffi::OsStr::from_bytes(from));
-        let name = from.strip_prefix(self.base.join(".proxyfs/stage")).ok()?;
-        Some(Staged::parse(name.as_os_str().as_bytes())?.seq)
+        // By whichever way in.
+        let (dir, name) = (from.parent()?, from.file_name()?);
+        let staged = dir
+            .ends_with(".proxyfs/stage")
+            .then(|| Staged::parse(name.as_bytes()));
+        Some(staged??.seq)
     }
 
     /// Of which change the marker there is.
@@ -711,7 +715,13 @@ impl World {
     /// A path on the mirror, but for our own ones.
     fn of_mirror(&self, path: &[u8]) -> Option<RelPath> {
         let path = path.strip_prefix(self.base.as_os_str().as_bytes())?;
-        let path = RelPath::new(path.strip_prefix(b"/")?).ok()?;
+        let path = path.strip_prefix(b"/")?;
+        // By whichever way in.
+        let path = match path.strip_prefix(b".proxyfs/way-") {
+            Some(way) => way.splitn(2, |b| *b == b'/').nth(1)?,
+            None => path,
+        };
+        let path = RelPath::new(path).ok()?;
         (!path.as_bytes().starts_with(b".proxyfs")).then_some(path)
     }
 
@@ -837,11 +847,17 @@ fn converse<'a, R: Remote>(
     journal: &Journal,
     setup: impl FnOnce(Place, Rules, Kept) -> Setup<'a>,
 ) -> Result<(), MirrorError> {
-    let Prepared { rules, kept, fresh } = prepare(server, place, known, rules)?;
+    let Prepared {
+        place,
+        rules,
+        kept,
+        fresh,
+        ..
+    } = prepare(server, place, known, rules)?;
     if let Some(scope) = known.position.sync.filter(|_| fresh) {
         journal.begin_sync("m", scope)?;
     }
-    let setup = setup(place.clone(), rules, kept);
+    let setup = setup(place, rules, kept);
     Pipeline::new(setup, server)?.run().map(drop)
 }
 

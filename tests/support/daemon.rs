@@ -17,6 +17,8 @@ pub struct Daemon {
     dir: tempfile::TempDir,
     child: Option<Child>,
     ini: String,
+    /// What the daemon finds in its environment.
+    environment: Vec<(&'static str, String)>,
 }
 
 impl Daemon {
@@ -42,6 +44,7 @@ impl Daemon {
             dir,
             child: None,
             ini,
+            environment: Vec::new(),
         };
         daemon.write_ini();
         daemon
@@ -70,6 +73,14 @@ impl Daemon {
     /// The INI text, to be changed; see [`Daemon::write_ini`].
     pub fn ini_mut(&mut self) -> &mut String {
         &mut self.ini
+    }
+
+    /// Has a thread of the daemon die at this point (see `fault.rs`), each time that the file which this gives is made.
+    pub fn lets_die_at(&mut self, point: &str) -> PathBuf {
+        let file = self.file("die");
+        self.environment
+            .push(("PROXYFS_DIE_AT", format!("{point}={}", file.display())));
+        file
     }
 
     /// Puts the INI text into its file.
@@ -122,6 +133,7 @@ impl Daemon {
         let errors = fs::File::create(self.file("stderr")).unwrap();
         let mut command = self.proxyfs(&["run"]);
         command
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(errors);
@@ -226,6 +238,20 @@ impl Daemon {
             "the daemon ended with {status}:\n{}",
             tail(&self.log())
         );
+    }
+
+    /// Waits until it has ended by itself, whatever its exit code; gives that.
+    #[track_caller]
+    pub fn ends(&mut self) -> Option<i32> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
+                self.child = None;
+                return status.code();
+            }
+            assert!(Instant::now() < deadline, "the daemon does not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// kill -9.

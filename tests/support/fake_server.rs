@@ -11,7 +11,7 @@ use proxyfs::sftp::{
 };
 use std::collections::{HashMap, VecDeque};
 use std::ffi::{CString, OsStr};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, FileTimes, OpenOptions};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -138,6 +138,40 @@ impl<'a> FakeServer<'a> {
             let which = self.random.below(late.len() as u64) as usize;
             self.replies.push_back(late.swap_remove(which));
         }
+    }
+
+    /// What goes on behind the back of who has lost the connection: a server that has all that was on its way to this
+    /// one, and what this one has open.
+    pub fn leave_behind(&mut self) -> FakeServer<'static> {
+        let mut left = FakeServer::new(None, 1, || {}, |_| {});
+        left.queued = std::mem::take(&mut self.queued);
+        left.handles = std::mem::take(&mut self.handles);
+        left.random = Random(u64::from(self.next));
+        left
+    }
+
+    /// Carries one of them out; none: nothing is left. It writes into no file that has several names, nor sets
+    /// anything of it by a handle, and a file's time stays: what that would do is told in `src/mirror/fence.rs`.
+    pub fn haunt(&mut self) -> Option<String> {
+        let (ticket, request) = self.next_request()?;
+        let told = show(&request);
+        let mut written = None;
+        if let Request::Write { handle, .. } | Request::Fsetstat { handle, .. } = &request
+            && let Ok(file) = self.file(ticket.lane.into(), handle)
+        {
+            let meta = file.metadata().unwrap();
+            if meta.nlink() > 1 {
+                return Some(format!("NEVER: {told}"));
+            }
+            let times = FileTimes::new().set_modified(meta.modified().unwrap());
+            let is_write = matches!(request, Request::Write { .. });
+            written = is_write.then(|| (file.try_clone().unwrap(), times));
+        }
+        let done = self.carry_out(ticket.lane.into(), request);
+        if let Some((file, times)) = written {
+            file.set_times(times).unwrap();
+        }
+        Some(format!("LATE: {told} => {done:?}"))
     }
 
     fn next_request(&mut self) -> Option<(Ticket, Request)> {

@@ -1,7 +1,8 @@
 """A mail server on loopback (aiosmtpd) that writes each mail into a directory as NUMBER.json.
 
 usage: smtpd.py DIR PORT none|starttls|tls [CERT KEY] ; the login, if one is wanted, is in $LOGIN as user:password.
-While there is a file DIR/refuse its text is the answer to every mail.
+While there is a file DIR/refuse its text is the answer to every mail; addresses in DIR/unknown are not taken. The
+process whose number is in DIR/kill is killed when the next mail is taken, before it is told so.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import email.policy
 import itertools
 import json
 import os
+import signal
 import ssl
 import sys
 
@@ -25,6 +27,16 @@ numbers = itertools.count(1)
 
 
 class Handler:
+    async def handle_RCPT(self, server, session, envelope, address, options):
+        try:
+            with open(os.path.join(directory, "unknown")) as unknown:
+                if address in unknown.read().split():
+                    return "550 5.1.1 there is nobody of that name"
+        except FileNotFoundError:
+            pass
+        envelope.rcpt_tos.append(address)
+        return "250 2.1.5 OK"
+
     async def handle_DATA(self, server, session, envelope):
         try:
             with open(os.path.join(directory, "refuse")) as refuse:
@@ -48,6 +60,12 @@ class Handler:
         with open(name + ".new", "w") as file:
             json.dump(told, file)
         os.rename(name + ".new", name)
+        try:
+            with open(os.path.join(directory, "kill")) as kill:
+                os.kill(int(kill.read()), signal.SIGKILL)
+            os.remove(os.path.join(directory, "kill"))
+        except FileNotFoundError:
+            pass
         return f"250 2.0.0 taken as number {number}"
 
 

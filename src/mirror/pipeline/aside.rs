@@ -5,9 +5,65 @@
 //! that is refused too (a full disk, a quota, a file system that is read-only by now), the mirror stops; else
 //! only the change is parked. That is asked while what was half staged still lies there: it must not be what
 //! was removed in between that makes room.
+//!
+//! A thousand changes may be refused at once, for the same reason. So what was asked holds for all that are dealt with
+//! until something is sent again ([`Lull`]); and the log gets a line for the first of them, and one for how many they were.
 
 use super::super::prepare;
 use super::*;
+
+/// So long the log gets no second line about what is refused.
+const SELDOM: Duration = Duration::from_secs(10);
+
+/// What is known of the mirror while changes are dealt with one after another and nothing becomes visible.
+#[derive(Default)]
+pub(super) struct Lull {
+    /// Our own file can be written.
+    takes: bool,
+    /// Directories that shut nobody out.
+    pub(super) open: HashSet<RelPath>,
+    /// How often directories were opened in this session.
+    pub(super) opened: u64,
+    /// What the log is told of what is refused.
+    pub(super) refusals: Seldom,
+    /// And of what does not fit what is there.
+    pub(super) surprises: Seldom,
+}
+
+/// Something of which the log gets no line for each.
+#[derive(Default)]
+pub(super) struct Seldom {
+    /// When it was last told of one, and of how many it was not told since.
+    told: Option<Instant>,
+    untold: u64,
+}
+
+impl Lull {
+    /// Something is sent.
+    pub(super) fn is_over(&mut self) {
+        self.takes = false;
+        self.open.clear();
+    }
+}
+
+impl Seldom {
+    /// There is one more.
+    pub(super) fn warn(&mut self, mirror: &str, text: &str) {
+        if self.told.is_none_or(|at| at.elapsed() >= SELDOM) {
+            self.told = Some(Instant::now());
+            log::warn!("mirror {mirror}: {text}");
+        } else {
+            self.untold += 1;
+            log::info!("mirror {mirror}: {text}");
+        }
+    }
+
+    /// If it is time: of how many the log was not told.
+    fn rest(&mut self) -> Option<u64> {
+        let due = self.untold > 0 && self.told.is_none_or(|at| at.elapsed() >= SELDOM);
+        due.then(|| std::mem::take(&mut self.untold))
+    }
+}
 
 /// How long the trial file is, in bytes: more than the piece that no longer fitted.
 const PROBE: usize = 64 * 1024;
@@ -39,10 +95,11 @@ impl<R: Remote> Pipeline<'_, R> {
         let text = MirrorError::refused(seq, &change, status).to_string();
         let attempts = self.held.attempts(seq) + 1;
         if attempts.is_power_of_two() {
-            log::warn!(
-                "mirror {name}: {text}; it is parked, with what depends on it (attempt {attempts}): \
-                 `proxyfs try-again {name}` tries it at once"
+            let text = format!(
+                "{text}; it is parked, with what depends on it (attempt {attempts}): `proxyfs try-again {name}` \
+                 tries it at once"
             );
+            self.lull.refusals.warn(name, &text);
         }
         self.discard_staged(seq);
         self.set_aside(index, Some(text))?;
@@ -58,6 +115,21 @@ impl<R: Remote> Pipeline<'_, R> {
             self.stage_next = self.stage_next.min(first);
         }
         Ok(())
+    }
+
+    /// Tells the log of how many it was not told.
+    pub(super) fn warn_of_the_rest(&mut self) {
+        let name = self.setup.name;
+        if let Some(many) = self.lull.refusals.rest() {
+            log::warn!(
+                "mirror {name}: refused since the last such line: {many}; `proxyfs tasks {name}` shows what is parked"
+            );
+        }
+        if let Some(many) = self.lull.surprises.rest() {
+            log::warn!(
+                "mirror {name}: changes that did not fit what is there since the last such line: {many}"
+            );
+        }
     }
 
     /// Sets a row aside that has nothing under way.
@@ -163,6 +235,9 @@ impl<R: Remote> Pipeline<'_, R> {
 
     /// Whether not even a file of our own can be written there.
     pub(super) fn takes_nothing(&mut self) -> Result<bool, MirrorError> {
+        if self.lull.takes {
+            return Ok(false);
+        }
         let path = self.setup.place.probe();
         let attrs = Attrs {
             mode: Some(0o600),
@@ -207,6 +282,7 @@ impl<R: Remote> Pipeline<'_, R> {
         // Some say only now that the disk is full.
         refused |= matches!(self.ask(Request::Close { handle })?, Reply::Status(_));
         self.ask(Request::Remove { path })?;
+        self.lull.takes = !refused;
         Ok(refused)
     }
 

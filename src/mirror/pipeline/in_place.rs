@@ -137,6 +137,8 @@ impl<R: Remote> Pipeline<'_, R> {
                 self.note_in_flight(index);
             }
             self.publishing += 1;
+            self.lull.is_over();
+            self.window[index].opened = self.lull.opened;
             self.window[index].step = Step::InPlace;
         }
         Ok(())

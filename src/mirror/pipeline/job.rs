@@ -38,8 +38,8 @@ pub(super) struct Job {
     pub(super) restaged: u32,
     /// Published from the stage though it has several names: its name is not there.
     pub(super) anew: bool,
-    /// How often it was denied though no directory was shut: it may have been sent before one was opened.
-    pub(super) denied: u32,
+    /// How often directories had been opened when it was denied last, or sent: see [`Lull`].
+    pub(super) opened: u64,
     /// What it comes to on this mirror, where that is something else: see [`Ghosts`].
     pub(super) instead: Option<Change>,
     /// Its content is gone, and nothing stands at its path.
@@ -84,7 +84,7 @@ impl Job {
             stage,
             step: Step::Waiting,
             restaged: 0,
-            denied: 0,
+            opened: 0,
             anew: false,
             instead: None,
             absent: false,

@@ -241,6 +241,7 @@ impl<R: Remote> Pipeline<'_, R> {
             self.remote.pump(Duration::from_secs(1), None)?;
             while let Some((ticket, reply)) = self.remote.reply() {
                 if asked.contains(&ticket) {
+                    self.doubted |= matches!(reply, Reply::Status(_));
                     found.insert(ticket, reply);
                 } else {
                     self.take(ticket, reply)?;

@@ -3,7 +3,7 @@
 
 use super::super::plan::is_dir;
 use super::super::repair::{Counts, End, Job, Refusal, Repair, Report, Tools};
-use super::super::scars::{FULL, Key, scope_for};
+use super::super::scars::{FULL, Key, mend_for};
 use super::*;
 use crate::change::{Depth, Scope};
 use crate::journal::{Mend, Trust, Walked};
@@ -16,6 +16,12 @@ const SLICE: Duration = Duration::from_secs(10);
 
 /// The same while changes wait for the mirror.
 const SHORT_SLICE: Duration = Duration::from_secs(2);
+
+/// How often it is shown how far a repair is.
+const SHOW_EVERY: Duration = Duration::from_millis(200);
+
+/// Of what only the mirror has so much is written to the log, of each slice.
+const EXTRAS_IN_LOG: usize = 20;
 
 /// How much of the tree a walk is through with that has come to a directory: as if each held as much as its
 /// neighbours. (What can't be read is not worth an error here.)
@@ -41,12 +47,6 @@ fn walked_part(source: &Source, upto: &RelPath) -> f64 {
     walked
 }
 
-/// How often it is shown how far a repair is.
-const SHOW_EVERY: Duration = Duration::from_millis(200);
-
-/// Of what only the mirror has so much is written to the log, of each slice.
-const EXTRAS_IN_LOG: usize = 20;
-
 impl<R: Remote> Pipeline<'_, R> {
     /// A row could not be carried out, and nothing is in flight: what it is about is repaired instead, and so is
     /// what was sent behind it and depends on it.
@@ -55,24 +55,24 @@ impl<R: Remote> Pipeline<'_, R> {
         index: usize,
         status: &Status,
     ) -> Result<(), MirrorError> {
-        let (name, row) = (self.setup.name, &self.window[index].row);
+        let row = &self.window[index].row;
         let (seq, change) = (row.seq, row.change.clone());
-        log::warn!(
-            "mirror {name}: change {seq} ({change}) does not fit what is there ({status}): somebody changed \
-             it there; it is made like the source"
+        let text = format!(
+            "change {seq} ({change}) does not fit what is there ({status}): somebody changed it there; it is made \
+             like the source"
         );
+        self.lull.surprises.warn(self.setup.name, &text);
+        self.scars.go_along(&change, seq);
         for path in change.paths() {
             let scar = self.first_wrong(path)?;
             // With a directory that is not there comes all that was in it.
-            let above = scar != *path;
-            let scope = if above {
-                Scope::TREE
+            let mend = if scar == *path {
+                Mend {
+                    resend: true,
+                    ..mend_for(&change, scar)
+                }
             } else {
-                scope_for(&change)
-            };
-            let mend = Mend {
-                resend: !above,
-                ..Mend::new(scar, scope)
+                Mend::new(scar, Scope::TREE)
             };
             self.scars.add(mend, seq);
         }
@@ -176,15 +176,21 @@ impl<R: Remote> Pipeline<'_, R> {
     /// Repairs what is due, or a slice of it. Nothing is in flight.
     pub(super) fn repair(&mut self) -> Result<(), MirrorError> {
         self.repairing = false;
+        self.lull.is_over();
         // First how far the log is, then the source: what is recorded behind this may be seen or not.
         let before = self.setup.journal.head();
         let (jobs, keys) = self.choose()?;
         if jobs.is_empty() {
             return Ok(());
         }
-        let mut report = self.run_slice(&jobs, before)?;
-        self.repair_number = report.number;
-        self.linked = std::mem::take(&mut report.linked);
+        self.doubted = true;
+        self.see_way()?;
+        let ran = self.run_slice(&jobs, before);
+        // What it has seen, and not seen, holds only if it was there.
+        self.doubted = true;
+        self.see_way()?;
+        let mut report = ran?;
+        self.carry = std::mem::take(&mut report.carry);
         let touched = std::mem::take(&mut report.touched);
         touched.into_iter().for_each(|dir| self.settle.touch(dir));
         self.repaired_counts = self.repaired_counts.and(report.counts);
@@ -192,6 +198,8 @@ impl<R: Remote> Pipeline<'_, R> {
         if report.ends.is_empty() {
             return Ok(()); // it was told to stop
         }
+        // What was seen in the source is in the log up to there.
+        self.setup.source.wait_for_records();
         let after = self.setup.journal.head();
         for ((end, keys), job) in report.ends.iter().zip(&keys).zip(&jobs) {
             for key in keys {
@@ -208,7 +216,7 @@ impl<R: Remote> Pipeline<'_, R> {
                     }
                     End::Upto(upto) => {
                         if job.path.is_root() {
-                            let walked = walked_part(self.setup.source, upto);
+                            let walked = walked_part(self.setup.source, &upto.dir);
                             self.setup.live.walked(walked);
                         }
                         let upto = upto.clone();
@@ -227,6 +235,23 @@ impl<R: Remote> Pipeline<'_, R> {
             self.scars.grow(path, scope, after);
         }
         self.take_refusals(report.refused, &jobs, after)?;
+        for path in report.unsure {
+            let scope = Scope {
+                bytes: true,
+                ..Scope::ENTRY
+            };
+            self.scars.add(Mend::new(path, scope), after);
+        }
+        for path in report.unfinished {
+            let mend = Mend {
+                resend: true,
+                ..Mend::new(path, Scope::ENTRY)
+            };
+            self.scars.add(mend, after);
+        }
+        if !self.scars.has_open() {
+            self.carry.end(&self.setup.place, &mut self.remote);
+        }
         self.scars.keep_few();
         self.record()
     }
@@ -253,8 +278,15 @@ impl<R: Remote> Pipeline<'_, R> {
             };
             let place = (walked.is_some(), mend.path.clone());
             if let Some((job, keys)) = chosen.get_mut(&place) {
-                job.scope = job.scope.and(mend.scope);
+                let both = job.scope.and(mend.scope);
+                // What the one is to keep the other would delete: one after the other.
+                let entry = mend.scope.depth == Depth::Entry || job.scope.depth == Depth::Entry;
+                if !entry && job.scope.delete != mend.scope.delete {
+                    continue;
+                }
+                job.scope = both;
                 job.resend |= mend.resend;
+                job.moved = job.moved.take().or(mend.moved);
                 keys.push(key);
                 continue;
             }
@@ -276,6 +308,7 @@ impl<R: Remote> Pipeline<'_, R> {
                 scope: mend.scope,
                 resend: mend.resend,
                 walked,
+                moved: mend.moved,
             };
             chosen.insert(place, (job, vec![key]));
         }
@@ -329,9 +362,16 @@ impl<R: Remote> Pipeline<'_, R> {
             spares: &|path| held.reaches_over(path),
             resends: &|path| scars.resends(path),
         };
-        let mut repair = Repair::new(&mut self.remote, tools, self.repair_number);
-        repair.linked = std::mem::take(&mut self.linked);
-        let report = repair.run(jobs.to_vec());
+        let carry = std::mem::take(&mut self.carry);
+        let report = Repair::new(&mut self.remote, tools, carry).run(jobs.to_vec());
+        if let Ok(report) = &report {
+            log::debug!(
+                "mirror {name}: a part of {} repairs took {} ms, {} files are half sent",
+                jobs.len(),
+                began.elapsed().as_millis(),
+                report.unfinished.len()
+            );
+        }
         self.heard = heard.into_inner();
         report
     }
@@ -414,10 +454,10 @@ impl<R: Remote> Pipeline<'_, R> {
             let (name, text) = (self.setup.name, why.to_string());
             let attempts = self.scars.refused(&key, text.clone());
             if attempts.is_power_of_two() {
-                log::warn!(
-                    "mirror {name}: {text}; it is parked (attempt {attempts}): `proxyfs try-again {name}` \
-                     tries it at once"
+                let text = format!(
+                    "{text}; it is parked (attempt {attempts}): `proxyfs try-again {name}` tries it at once"
                 );
+                self.lull.refusals.warn(name, &text);
             }
         }
         if self.scars.are_too_many() {

@@ -1,6 +1,7 @@
 //! What is to be done when changes are through: directories' times; and what `status` is told.
 
 use super::*;
+use crate::status::show::changes;
 
 impl<R: Remote> Pipeline<'_, R> {
     pub(super) fn unrecorded(&self) -> bool {
@@ -25,6 +26,7 @@ impl<R: Remote> Pipeline<'_, R> {
 
     /// Notes in the journal what is done.
     pub(super) fn record(&mut self) -> Result<(), MirrorError> {
+        self.see_way()?;
         let mut done = None;
         let (mut parked, mut unparked) = (Vec::new(), Vec::new());
         while self.unrecorded() {
@@ -131,6 +133,7 @@ impl<R: Remote> Pipeline<'_, R> {
     }
 
     pub(super) fn show(&mut self) {
+        self.warn_of_the_rest();
         if self.settle.is_clear() {
             self.settled = self.cursor;
         }
@@ -147,9 +150,9 @@ impl<R: Remote> Pipeline<'_, R> {
         match (drained, self.behind_since) {
             (false, None) => self.behind_since = Some((Instant::now(), self.cursor)),
             (true, Some((since, cursor))) => {
-                let changes = self.cursor - cursor;
+                let got = changes(self.cursor - cursor);
                 if !self.caught_up || since.elapsed() >= WORTH_A_LINE {
-                    log::info!("mirror {}: caught up, {changes} changes", self.setup.name);
+                    log::info!("mirror {}: caught up, {got}", self.setup.name);
                 }
                 self.caught_up = true;
                 self.behind_since = None;

@@ -170,7 +170,8 @@ impl<R: Remote> Pipeline<'_, R> {
         }
         if job.is_in_place() {
             let atomic = self.setup.rules.atomic == plan::Wish::Yes && !job.is_linked();
-            return Ok(if atomic && !job.copied {
+            let copied = job.copied;
+            return Ok(if !copied && (atomic || self.is_haunted(index)) {
                 Publish::Copy
             } else {
                 Publish::InPlace
@@ -244,6 +245,8 @@ impl<R: Remote> Pipeline<'_, R> {
             requests.extend(plan::looks(job.change(), &self.setup.place));
         }
         self.note_in_flight(index);
+        self.lull.is_over();
+        self.window[index].opened = self.lull.opened;
         self.publishing += 1;
         self.window[index].step = Step::Sent(vec![None; requests.len()], requests.len());
         for (i, request) in requests.into_iter().enumerate() {
@@ -318,6 +321,8 @@ impl<R: Remote> Pipeline<'_, R> {
         if job.is_staged() {
             main = plan::replaced(main);
         }
+        let absent = |reply: &Reply| matches!(reply, Reply::Status(why) if is_doubtful(why));
+        let unsure = matches!(job.stage, Stage::Gone) || main.iter().any(absent);
         let verdict = match plan::seen(looks) {
             Ok(_) if matches!(job.stage, Stage::Covered(_)) => {
                 let failed = main.iter().find_map(|reply| match reply {
@@ -353,6 +358,7 @@ impl<R: Remote> Pipeline<'_, R> {
             }
             other => self.in_trouble(seq, other),
         }
+        self.doubted |= unsure;
         self.publishing -= 1;
     }
 
@@ -372,9 +378,15 @@ impl<R: Remote> Pipeline<'_, R> {
     }
 
     pub(super) fn in_trouble(&mut self, seq: Seq, verdict: Verdict) {
+        self.doubted |= matches!(&verdict, Verdict::Failed(why) if is_doubtful(why));
         if let Some(job) = self.job(seq) {
             job.step = Step::Trouble(verdict);
         }
         self.trouble = Some(self.trouble.map_or(seq, |first| first.min(seq)));
     }
+}
+
+/// Whether it may be the way in that is missing: see `fence.rs`.
+fn is_doubtful(why: &Status) -> bool {
+    why.code != code::PERMISSION_DENIED
 }

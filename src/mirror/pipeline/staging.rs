@@ -245,6 +245,9 @@ impl<R: Remote> Pipeline<'_, R> {
             Ok(Start::Begun(upload, tickets)) => {
                 job.version = upload.version();
                 let staged = job.staged();
+                if self.setup.kept.of(staged, memory) != Left::Nothing {
+                    self.resumed.insert(node.clone());
+                }
                 job.stage = Stage::Uploading(upload);
                 if let Some(content) = job.content() {
                     self.covers.claim(content, upto);

@@ -9,9 +9,6 @@ use super::*;
 /// Bits that the mirror's user needs on a directory to work in it.
 const OWNER_ALL: u32 = 0o700;
 
-/// So often a change has to be denied, with nothing shut, to be refused.
-const DENIALS: u32 = 3;
-
 /// Bit that it needs on a file to write into it.
 const OWNER_WRITE: u32 = 0o200;
 
@@ -28,6 +25,7 @@ impl<R: Remote> Pipeline<'_, R> {
         let Some(seq) = self.trouble.take() else {
             return Ok(());
         };
+        self.see_way()?;
         match self.deal_with(seq) {
             Err(MirrorError::Refused { status, .. }) => self.refused(seq, status)?,
             done => done?,
@@ -149,6 +147,8 @@ impl<R: Remote> Pipeline<'_, R> {
             self.remote.pump(Duration::from_secs(1), None)?;
             while let Some((ticket, reply)) = self.remote.reply() {
                 if ticket == asked {
+                    let absent = |why: &Status| why.code == code::NO_SUCH_FILE;
+                    self.doubted |= matches!(&reply, Reply::Status(why) if absent(why));
                     return Ok(reply);
                 }
                 self.take(ticket, reply)?;
@@ -195,11 +195,12 @@ impl<R: Remote> Pipeline<'_, R> {
         if self.open_directories(change)? {
             return Ok(true);
         }
+        // It may have been sent before one was opened.
+        let opened = self.lull.opened;
         let Some(job) = self.job(seq) else {
             return Ok(false);
         };
-        job.denied += 1;
-        Ok(job.denied < DENIALS)
+        Ok(std::mem::replace(&mut job.opened, opened) < opened)
     }
 
     /// Gives the mirror's user the right to work in the directories of a change, where a mode that came
@@ -224,12 +225,16 @@ impl<R: Remote> Pipeline<'_, R> {
         }
         let mut opened = false;
         for dir in dirs {
+            if self.lull.open.contains(&dir) {
+                continue;
+            }
             let path = self.setup.place.path(&dir);
             let Reply::Attrs(attrs) = self.ask(Request::Lstat { path: path.clone() })? else {
                 continue;
             };
             let shut = |mode: &u32| is_dir(&attrs) && mode & OWNER_ALL != OWNER_ALL;
             let Some(mode) = attrs.mode.filter(shut) else {
+                self.lull.open.insert(dir);
                 continue;
             };
             let mode = mode & 0o7777;
@@ -242,6 +247,7 @@ impl<R: Remote> Pipeline<'_, R> {
             };
             opened |= matches!(self.ask(Request::Setstat { path, attrs })?, Reply::Ok);
         }
+        self.lull.opened += u64::from(opened);
         Ok(opened)
     }
 

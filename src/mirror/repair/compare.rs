@@ -153,7 +153,7 @@ impl<R: Remote> Repair<'_, R> {
         }
         match sort {
             Sort::Directory => return Ok(Next::Into(false)),
-            Sort::File if same && bytes => self.read_back(path)?,
+            Sort::File if same && bytes => self.suspect(path, here, *there)?,
             Sort::Symlink => {
                 if let Some(entry) = self.entry(&path)? {
                     let at = self.tools.place.path(&path);
@@ -190,8 +190,10 @@ impl<R: Remote> Repair<'_, R> {
         path: RelPath,
         here: &Stat,
         there: Option<&There>,
-        bytes: bool,
+        (suspect, resend): (bool, bool),
     ) -> Result<(), MirrorError> {
+        let bytes = suspect || resend;
+        let suspect = suspect && !resend;
         let Rules {
             setstat,
             fsetstat,
@@ -208,19 +210,17 @@ impl<R: Remote> Repair<'_, R> {
             if several && !self.is_one_file(&path, here, there) {
                 return Ok(());
             }
-            let attrs = &there.attrs;
-            let same = !setstat || same_mode(here, attrs);
-            if !same || !same_owner(here, attrs, self.tools.rules) {
-                self.report.counts.set += 1;
-                let at = self.tools.place.path(&path);
-                let (mode, owner) = (Some(here.st_mode & 0o7777), Some(owner_of(here)));
-                let times = Some(times_of(here));
-                let all = plan::attributes(mode, owner, times, self.tools.rules);
-                for request in plan::set(at, all, false) {
-                    self.send_as(Purpose::Must(path.clone()), request);
-                }
-            }
+            self.fix_attributes(path, here, &there.attrs);
             return Ok(());
+        }
+        if let Some(there) = there
+            && suspect
+            && !several
+            && setstat
+            && same_content(here, &there.attrs)
+            && self.may_compare(here)
+        {
+            return self.suspect(path, *here, there.attrs);
         }
         // Its other names there show the bytes too.
         if several && self.gets_name(&path, here) {
@@ -235,12 +235,28 @@ impl<R: Remote> Repair<'_, R> {
         self.send(path, entry, several && there.is_some())
     }
 
+    /// Sets what differs of a file that has its bytes.
+    pub(super) fn fix_attributes(&mut self, path: RelPath, here: &Stat, there: &Attrs) {
+        let same = !self.tools.rules.setstat || same_mode(here, there);
+        if same && same_owner(here, there, self.tools.rules) {
+            return;
+        }
+        self.report.counts.set += 1;
+        let at = self.tools.place.path(&path);
+        let (mode, owner) = (Some(here.st_mode & 0o7777), Some(owner_of(here)));
+        let times = Some(times_of(here));
+        let all = plan::attributes(mode, owner, times, self.tools.rules);
+        for request in plan::set(at, all, false) {
+            self.send_as(Purpose::Must(path.clone()), request);
+        }
+    }
+
     /// Of a file with several names that is as it should be: whether it is the same one as its first name.
     fn is_one_file(&mut self, path: &RelPath, here: &Stat, there: &There) -> bool {
         let all = there
             .links
             .is_some_and(|links| u64::from(links) == here.st_nlink);
-        if all || !self.linked.contains_key(&here.st_ino) {
+        if all || !self.carry.linked.contains_key(&here.st_ino) {
             self.is_there(path, here);
             return true;
         }
@@ -249,7 +265,7 @@ impl<R: Remote> Repair<'_, R> {
 
     /// Whether a file that is there, or on its way, is given this name.
     fn gets_name(&mut self, path: &RelPath, here: &Stat) -> bool {
-        let Some((first, _)) = self.linked.get(&here.st_ino) else {
+        let Some((first, _)) = self.carry.linked.get(&here.st_ino) else {
             return false;
         };
         if first == path {
@@ -265,16 +281,17 @@ impl<R: Remote> Repair<'_, R> {
     fn is_there(&mut self, path: &RelPath, here: &Stat) {
         let all = here.st_nlink;
         let (_, left) = self
+            .carry
             .linked
             .entry(here.st_ino)
             .or_insert((path.clone(), all));
         *left -= 1;
         if *left == 0 {
-            self.linked.remove(&here.st_ino);
+            self.carry.linked.remove(&here.st_ino);
         }
         // Too many: what is forgotten becomes a file of its own.
-        if self.linked.len() > LINKED {
-            self.linked.clear();
+        if self.carry.linked.len() > LINKED {
+            self.carry.linked.clear();
         }
     }
 

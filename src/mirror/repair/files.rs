@@ -33,11 +33,26 @@ pub(super) struct Ready {
 /// Names are given to files so many at a time.
 const NAMES: usize = 512;
 
+/// At the end of a slice so many bytes are still sent, that files get done.
+const TO_THE_END: u64 = 1 << 20;
+
+/// So many files that are half sent are kept for the next slice: each takes handles there. Of more nothing is, mostly.
+const PAUSED: usize = 16;
+
+/// Forgets a file that is half sent, and what there is of it there.
+pub(super) fn discard<R: Remote>(number: Seq, file: File, place: &Place, remote: &mut R) {
+    let Some(upload) = file.upload else { return };
+    let lane = upload.lane();
+    upload.give_up(remote); // nobody waits for that
+    let path = place.stage(number);
+    remote.send_on(lane, Request::Remove { path });
+}
+
 impl<R: Remote> Repair<'_, R> {
     /// A number to make something ready under: no other was ever made ready under it in this session.
-    fn next_number(&mut self) -> Seq {
-        self.report.number += 1;
-        self.report.number
+    pub(super) fn next_number(&mut self) -> Seq {
+        self.carry.number += 1;
+        self.carry.number
     }
 
     /// Sends a file.
@@ -47,21 +62,86 @@ impl<R: Remote> Repair<'_, R> {
         entry: Entry,
         in_place: bool,
     ) -> Result<(), MirrorError> {
-        while self.files.len() >= FILES {
+        while self.files.len() >= FILES && !(self.tools.pauses)() {
             self.turn()?;
         }
-        self.begin(File {
+        let file = File {
             path,
             entry,
             in_place,
             tries: 0,
             upload: None,
-        })?;
+        };
+        if let Some(file) = self.go_on_with(file) {
+            self.begin(file)?;
+        }
         self.feed()?;
-        while self.remote.unacknowledged_bytes() >= UNACKNOWLEDGED * self.remote.lanes() {
+        while self.remote.unacknowledged_bytes() >= self.carry.room * self.remote.lanes()
+            && !(self.tools.pauses)()
+        {
             self.turn()?;
         }
         Ok(())
+    }
+
+    /// Goes on with a file that an earlier slice has sent a part of, if it is the same by now; else gives it back.
+    fn go_on_with(&mut self, file: File) -> Option<File> {
+        let same = |paused: &(Seq, File)| match (&paused.1.entry.kind, &file.entry.kind) {
+            (Kind::File(one), Kind::File(other)) => one == other,
+            _ => false,
+        };
+        let Some(at) = self.carry.paused.iter().position(same) else {
+            return Some(file);
+        };
+        let (number, mut paused) = self.carry.paused.swap_remove(at);
+        let goes_on = |upload: &mut Box<Upload>| {
+            !file.in_place && upload.is_still(&file.entry.stat, self.tools.rules)
+        };
+        if !paused.upload.as_mut().is_some_and(goes_on) {
+            discard(number, paused, self.tools.place, self.remote);
+            return Some(file);
+        }
+        self.report.touched.extend(file.path.parent());
+        let upload = paused.upload.take();
+        self.files.insert(number, File { upload, ..file });
+        None
+    }
+
+    /// The slice is over: what has still much to send is sent no further.
+    pub(super) fn freeze(&mut self) {
+        self.ends = true;
+        let mut left = TO_THE_END;
+        for (number, file) in &self.files {
+            let Some(upload) = file.upload.as_ref().filter(|_| !file.in_place) else {
+                continue;
+            };
+            let (all, sent) = upload.progress();
+            match left.checked_sub(all - sent) {
+                Some(less) => left = less,
+                None => drop(self.frozen.insert(*number)),
+            }
+        }
+    }
+
+    /// Keeps what is half sent for the next slice.
+    pub(super) fn pause_files(&mut self) {
+        // What has been looked for, and is not to be sent any more.
+        for (number, file) in std::mem::take(&mut self.carry.paused) {
+            let looked = |(job, begun): (&Job, &bool)| *begun && job.path == file.path;
+            if self.jobs.iter().zip(&self.begun).any(looked) {
+                discard(number, file, self.tools.place, self.remote);
+            } else {
+                self.carry.paused.push((number, file));
+            }
+        }
+        for (number, file) in std::mem::take(&mut self.files) {
+            self.report.unfinished.push(file.path.clone());
+            if self.carry.paused.len() < PAUSED {
+                self.carry.paused.push((number, file));
+            } else {
+                discard(number, file, self.tools.place, self.remote);
+            }
+        }
     }
 
     pub(super) fn begin(&mut self, mut file: File) -> Result<(), MirrorError> {
@@ -105,6 +185,17 @@ impl<R: Remote> Repair<'_, R> {
         Ok(())
     }
 
+    /// A file is sent as soon as there is room.
+    pub(super) fn again_later(&mut self, path: RelPath, entry: Entry) {
+        self.again.push(File {
+            path,
+            entry,
+            in_place: false,
+            tries: 0,
+            upload: None,
+        });
+    }
+
     /// Further lanes, where they are of use.
     fn want_lanes(&mut self, size: u64) {
         use crate::sftp::lanes::{FAR, MOST_LANES};
@@ -121,12 +212,15 @@ impl<R: Remote> Repair<'_, R> {
             let Some(upload) = &mut file.upload else {
                 continue;
             };
+            if self.frozen.contains(number) && !upload.has_failed() {
+                continue;
+            }
             let tickets = &mut self.tickets;
             let mut note = |ticket| {
                 tickets.insert(ticket, Purpose::Send(*number));
             };
             upload.widen(self.remote, &mut note);
-            while upload.wants_to_send() && upload.has_room(self.remote, UNACKNOWLEDGED) {
+            while upload.wants_to_send() && upload.has_room(self.remote, self.carry.room) {
                 upload
                     .send_next(self.remote, &mut note)
                     .map_err(source_error(&file.path))?;
@@ -194,7 +288,11 @@ impl<R: Remote> Repair<'_, R> {
                 self.remote.send_on(lane, Request::Remove { path });
                 file.tries += 1;
                 file.upload = None;
-                self.again.push(file);
+                if self.ends {
+                    self.report.unfinished.push(file.path);
+                } else {
+                    self.again.push(file);
+                }
             }
             Outcome::Refused(status) => {
                 if !file.in_place {
@@ -315,13 +413,7 @@ impl<R: Remote> Repair<'_, R> {
         }
         // The first name could not be made: this one is a file of its own.
         if let Some(entry) = self.entry(&path)? {
-            self.again.push(File {
-                path,
-                entry,
-                in_place: false,
-                tries: 0,
-                upload: None,
-            });
+            self.again_later(path, entry);
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use crate::sftp::{Attrs, Handle, Remote, Reply, Request, Status, Ticket, code};
 use std::collections::HashMap;
 
 /// READDIRs on their way for a directory that has shown to be long: a server answers with about a hundred names.
-const READDIRS: usize = 4;
+const READDIRS: usize = 8;
 
 /// Entries of a directory at most, some 260 MB of them: a hostile mirror may have no end of them.
 const MOST: usize = if cfg!(test) { 1000 } else { 2_000_000 };
@@ -67,6 +67,8 @@ pub struct Listings {
     under_way: usize,
     held: usize,
     turn: usize,
+    /// No more is asked for.
+    rests: bool,
 }
 
 impl Listings {
@@ -166,7 +168,7 @@ impl Listings {
         }
         let lane = reading.lane;
         if let Some(handle) = reading.handle.clone() {
-            while !reading.ended && reading.waiting < reading.readdirs {
+            while !reading.ended && !self.rests && reading.waiting < reading.readdirs {
                 let handle = handle.clone();
                 let ticket = remote.send_on(lane, Request::Readdir { handle });
                 self.tickets.insert(ticket, (id, Asked::Names));
@@ -225,14 +227,50 @@ impl Listings {
         Some(Read::All(entries))
     }
 
-    /// Forgets all; what is still open there is closed.
-    pub fn drop_all<R: Remote>(&mut self, remote: &mut R) {
+    /// What was finished is not through yet: these are left of it.
+    pub fn put_back(&mut self, id: u64, entries: Vec<There>) {
+        self.held += entries.len();
+        let reading = Reading {
+            place: Vec::new(),
+            lane: 0,
+            handle: None,
+            entries,
+            waiting: 0,
+            readdirs: 0,
+            ended: true,
+            refused: None,
+            asked: true,
+        };
+        self.all.insert(id, reading);
+    }
+
+    /// Forgets all but one; what is still open there is closed. That one rests until it is to go on.
+    pub fn drop_all_but<R: Remote>(&mut self, kept: Option<u64>, remote: &mut R) {
+        let kept = kept.and_then(|id| Some((id, self.all.remove(&id)?)));
         for reading in std::mem::take(&mut self.all).into_values() {
             if let Some(handle) = reading.handle {
                 remote.send_on(reading.lane, Request::Close { handle });
             }
         }
         (self.under_way, self.held) = (0, 0);
+        if let Some((id, reading)) = kept {
+            self.under_way = usize::from(!reading.is_ready());
+            self.held = reading.entries.len();
+            self.all.insert(id, reading);
+        }
+        self.rests = true;
+    }
+
+    /// Goes on with what rested.
+    pub fn go_on<R: Remote>(&mut self, remote: &mut R) {
+        self.rests = false;
+        for (id, reading) in &mut self.all {
+            if let Some(handle) = reading.handle.clone().filter(|_| !reading.ended) {
+                let ticket = remote.send_on(reading.lane, Request::Readdir { handle });
+                self.tickets.insert(ticket, (*id, Asked::Names));
+                reading.waiting += 1;
+            }
+        }
     }
 
     /// Whether replies are still to come.

@@ -17,6 +17,9 @@ const PIECE: u64 = 32 * 1024;
 /// READs without a reply, of all files together: less than the window for what the server sends.
 const PIECES: usize = 192;
 
+/// Bytes of files that are read before they are put right.
+const FIXED: u64 = 4 << 20;
+
 /// A file that is read.
 pub(super) struct Reading {
     path: RelPath,
@@ -26,6 +29,8 @@ pub(super) struct Reading {
     next: u64,
     waiting: usize,
     differs: bool,
+    /// What is known of it here and there, if it is put right.
+    fixes: Option<(rustix::fs::Stat, Attrs)>,
 }
 
 /// What a request of it was.
@@ -38,8 +43,16 @@ pub(super) enum Asked {
 
 impl<R: Remote> Repair<'_, R> {
     /// Begins to compare a file's bytes.
-    pub(super) fn read_back(&mut self, path: RelPath) -> Result<(), MirrorError> {
-        while self.reading.len() >= READING {
+    pub(super) fn read_back(
+        &mut self,
+        path: RelPath,
+        fixes: Option<(rustix::fs::Stat, Attrs)>,
+    ) -> Result<(), MirrorError> {
+        let much = |repair: &Repair<'_, R>| {
+            let size: u64 = repair.reading.values().map(|reading| reading.size).sum();
+            fixes.is_some() && size >= FIXED // a slice waits for them at its end
+        };
+        while self.reading.len() >= READING || much(self) {
             self.turn()?;
         }
         let Some(entry) = self.entry(&path)? else {
@@ -50,8 +63,7 @@ impl<R: Remote> Repair<'_, R> {
         };
         let file = self.tools.source.open(node).map_err(source_error(&path))?;
         let Some(file) = file else { return Ok(()) };
-        self.report.number += 1;
-        let number = self.report.number;
+        let number = self.next_number();
         let open = Request::Open {
             path: self.tools.place.path(&path),
             mode: OpenMode::Read,
@@ -65,6 +77,7 @@ impl<R: Remote> Repair<'_, R> {
             next: 0,
             waiting: 1,
             differs: false,
+            fixes,
         };
         self.reading.insert(number, reading);
         self.send_as(Purpose::Read(number, Asked::Open), open);
@@ -130,8 +143,11 @@ impl<R: Remote> Repair<'_, R> {
             }
             // It is shorter there, or can't be read.
             (Asked::Open, Reply::Status(_)) => {
-                let path = reading.path.clone();
+                let (path, fixes) = (reading.path.clone(), reading.fixes);
                 self.reading.remove(&number);
+                if fixes.is_some() {
+                    return self.send_again(path);
+                }
                 self.differs(path, Difference::Unreadable);
                 return Ok(());
             }
@@ -146,9 +162,16 @@ impl<R: Remote> Repair<'_, R> {
             if let Some(handle) = reading.handle {
                 self.remote.send(Request::Close { handle }); // nobody waits for that
             }
-            self.report.counts.bytes += reading.size;
-            if reading.differs {
-                self.differs(reading.path, Difference::Bytes);
+            if let Some((here, there)) = reading.fixes {
+                match reading.differs {
+                    true => self.send_again(reading.path)?,
+                    false => self.fix_attributes(reading.path, &here, &there),
+                }
+            } else {
+                self.report.counts.bytes += reading.size;
+                if reading.differs {
+                    self.differs(reading.path, Difference::Bytes);
+                }
             }
         }
         self.read_on();
