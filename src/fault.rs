@@ -14,8 +14,21 @@ pub fn point(name: &'static str) {
     let _ = name;
 }
 
+/// Whether a rule is kept here: always, but where a test breaks it to show that this is found. Where a rule's name
+/// stands in the code, that is what keeps it.
+#[inline(always)]
+pub fn keeps(rule: &'static str) -> bool {
+    #[cfg(debug_assertions)]
+    return hook::keeps(rule);
+    #[cfg(not(debug_assertions))]
+    {
+        let _ = rule;
+        true
+    }
+}
+
 #[cfg(debug_assertions)]
-pub use hook::watch;
+pub use hook::{break_rule, watch};
 
 #[cfg(debug_assertions)]
 mod hook {
@@ -27,6 +40,16 @@ mod hook {
 
     thread_local! {
         static HOOK: Cell<Option<Hook>> = const { Cell::new(None) };
+        static BROKEN: Cell<&'static str> = const { Cell::new("") };
+    }
+
+    /// From now on this thread's daemon does not keep the rule; none: it keeps all.
+    pub fn break_rule(rule: Option<&'static str>) {
+        BROKEN.set(rule.unwrap_or_default());
+    }
+
+    pub(super) fn keeps(rule: &'static str) -> bool {
+        BROKEN.get() != rule
     }
 
     /// `NAME=FILE`: the thread that comes to that point while there is such a file removes it, and dies by a panic. So a
@@ -67,6 +90,14 @@ mod hook {
 mod tests {
     use std::cell::RefCell;
     use std::rc::Rc;
+
+    #[test]
+    fn all_rules_are_kept_but_the_one_that_is_broken() {
+        super::break_rule(Some("J3"));
+        assert!(!super::keeps("J3") && super::keeps("J4"));
+        super::break_rule(None);
+        assert!(super::keeps("J3"));
+    }
 
     #[test]
     fn a_point_tells_who_watches_and_the_dead_reach_none() {

@@ -143,7 +143,10 @@ fn pull_often(seed: u64, kind: &'static str, journal_too: bool, times: u32) {
     let www = world.daemon.source();
     // A source that is empty all at once is not taken for one (P8).
     fs::write(www.join("kept"), "always").unwrap();
-    rustix::fs::syncfs(fs::File::open(&www).unwrap()).unwrap();
+    // (Of the mount it would do nothing.)
+    let disk = world.daemon.file("disk");
+    let sync = || rustix::fs::syncfs(fs::File::open(&disk).unwrap()).unwrap();
+    sync();
     for round in 0..times {
         let load = Load::default();
         std::thread::scope(|scope| {
@@ -158,7 +161,7 @@ fn pull_often(seed: u64, kind: &'static str, journal_too: bool, times: u32) {
                     drop(stop);
                     world.daemon.wait();
                 }
-                1 => rustix::fs::syncfs(fs::File::open(www).unwrap()).unwrap(),
+                1 => sync(),
                 _ => {}
             }
             world.disk.pull_the_plug();

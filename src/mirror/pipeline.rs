@@ -257,7 +257,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
         let before = setup.live.now().repair.filter(|repair| repair.running);
         let held = Held::new(parked, setup.parked_pause, setup.try_again);
         let now = Instant::now();
-        let was_cut = !setup.memory.borrow().is_empty();
+        let was_cut = !setup.memory.borrow().is_empty() || !setup.kept.is_empty();
         Ok(Pipeline {
             sweeps: was_cut || position.sent_upto > position.cursor,
             setup,

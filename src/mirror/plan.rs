@@ -13,6 +13,7 @@ pub use super::place::{PRIVATE_DIR, Place};
 use super::resume::{Span, Staged};
 use super::source::sftp_time;
 use crate::change::{Change, Owner, Times};
+use crate::fault;
 use crate::sftp::{Attrs, Reply, Request, Status, code};
 
 /// Type bits of a mode (stat(2)).
@@ -349,6 +350,7 @@ pub fn judge(
     replies: &[Reply],
     seen: Option<&[Option<Attrs>]>,
 ) -> Verdict {
+    let uncertain = uncertain && fault::keeps("R2");
     let Some((at, why)) = replies
         .iter()
         .enumerate()

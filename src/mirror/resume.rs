@@ -156,6 +156,11 @@ pub struct Kept {
 }
 
 impl Kept {
+    /// Whether there is nothing.
+    pub(super) fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
     /// It was seen there.
     pub(super) fn add(&mut self, seq: Seq, version: u64) {
         self.rows.entry(seq).or_default().push(version);

@@ -40,6 +40,7 @@ mod region;
 use super::held::MOST;
 use super::related::PathIndex;
 use crate::change::{Change, Depth, RelPath, Scope, Seq};
+use crate::fault;
 use crate::journal::{Mend, Reached, Trust, Walked, now_ms};
 use region::{Region, Scar, State};
 use std::collections::{BTreeMap, BTreeSet};
@@ -95,11 +96,6 @@ fn removes(change: &Change, path: &RelPath) -> bool {
 /// Whether the bytes at its paths may be others afterwards.
 fn brings_bytes(change: &Change) -> bool {
     change.is_pivot() || matches!(change, Change::Content { .. })
-}
-
-/// Whether it is about all that is below its paths.
-fn is_about_all(change: &Change) -> bool {
-    change.is_pivot() || matches!(change, Change::Rmdir { .. })
 }
 
 /// What has to be repaired at one of a row's paths where the row is not replayed. (The log says what is removed by the
@@ -281,6 +277,24 @@ impl Scars {
         keys.filter_map(|key| self.all.get(&key))
     }
 
+    /// Whether it is about all that is below its paths. A directory that was made is empty: what a scar has for it may
+    /// be another one, which was moved away unseen, with all that was in it. (In a sync only the mirror may have that.)
+    fn is_about_all(&self, change: &Change) -> bool {
+        let unseen = |path| self.over(path).any(|scar| scar.mend.trust != Trust::Log);
+        match change {
+            Change::Mkdir { path, .. } => unseen(path),
+            Change::Rmdir { .. } => true,
+            Change::Unlink { .. }
+            | Change::Symlink { .. }
+            | Change::Link { .. }
+            | Change::Rename { .. }
+            | Change::Exchange { .. }
+            | Change::Content { .. }
+            | Change::Attr { .. }
+            | Change::Repair { .. } => change.is_pivot(),
+        }
+    }
+
     /// Whether a row has to do with a scar, and so is not to be replayed. If it has, its paths are scars, or
     /// covered by a repair.
     pub fn take_up(&mut self, change: &Change, seq: Seq) -> bool {
@@ -288,10 +302,10 @@ impl Scars {
             self.add(Mend::new(path.clone(), *scope), seq);
             return true;
         }
-        if self.all.is_empty() {
+        if self.all.is_empty() || !fault::keeps("R4") {
             return false;
         }
-        let whole = is_about_all(change);
+        let whole = self.is_about_all(change);
         let goes = matches!(change, Change::Rmdir { .. } | Change::Unlink { .. });
         let held = |path: &RelPath| {
             let holds = |scar: &Scar| match scar.region(path, whole, seq) {
@@ -308,11 +322,11 @@ impl Scars {
         for path in change.paths().cloned().collect::<Vec<_>>() {
             if !self.is_covered(change, &path, seq) {
                 let resend = brings_bytes(change);
-                let mend = Mend {
-                    resend,
-                    ..mend_for(change, path)
+                let mend = match change {
+                    Change::Mkdir { .. } if whole => Mend::new(path, Scope::TREE),
+                    _ => mend_for(change, path),
                 };
-                self.add(mend, seq);
+                self.add(Mend { resend, ..mend }, seq);
             }
         }
         true
@@ -320,7 +334,7 @@ impl Scars {
 
     /// Whether a repair that was made read the source after row `seq`, or one that is to come will.
     fn is_covered(&self, change: &Change, path: &RelPath, seq: Seq) -> bool {
-        let (whole, brings) = (is_about_all(change), brings_bytes(change));
+        let (whole, brings) = (self.is_about_all(change), brings_bytes(change));
         self.over(path).any(|scar| {
             let mend = &scar.mend;
             let itself = mend.path == *path;

@@ -100,16 +100,23 @@ impl Hands {
                         local.rename(dir, name, to, new, flags)
                     })
                 })?;
+                // What is half written is recorded before its name changes, and travels so.
+                self.patch_open();
                 Ok((format!("rename {path} {other} ({flags})"), false))
             }
             12 => {
-                node(local, &path, |node| {
+                let node = node(local, &path, |node| {
                     at(local, &other, |dir, name| {
                         local
                             .link(node, dir, name)
                             .map(|stat| local.forget(stat.ino, 1))
-                    })
+                    })?;
+                    Ok(node)
                 })?;
+                // A half of it may be seen from now on: what links to it needs it there.
+                if self.open.iter().any(|open| open.node == node) {
+                    self.patched.insert(node);
+                }
                 Ok((format!("link {path} {other}"), true))
             }
             13 => {
@@ -174,16 +181,17 @@ impl Hands {
         if new {
             self.patched.remove(&node);
         }
-        // Who has it open as well goes on somewhere in it.
+        // Who has it open as well goes on somewhere in it; and of one with several names a half may be seen.
         let shared = self.open.iter().any(|open| open.node == node);
-        if shared {
+        let linked = local.attributes(node, Some(handle))?.nlink > 1;
+        if shared || linked {
             self.patched.insert(node);
         }
         self.version = self.version % 250 + 1;
         let version = self.version;
         let half = random.one_in(4) && self.open.len() < 4;
         let now = if half { length / 2 } else { length };
-        local.write(handle, 0, &vec![version; now], WRITER)?;
+        local.write(handle, 0, &[version].repeat(now), WRITER)?;
         if half {
             let rest = Some((now, length, version));
             self.open.push(Open { handle, node, rest });
@@ -203,7 +211,7 @@ impl Hands {
         }
         let Open { handle, node, rest } = self.open.remove(0);
         if let Some((at, length, version)) = rest {
-            local.write(handle, at as u64, &vec![version; length - at], WRITER)?;
+            local.write(handle, at as u64, &[version].repeat(length - at), WRITER)?;
             self.set_time(local, node, handle)?;
         }
         finish(local, handle)?;
@@ -227,7 +235,7 @@ impl Hands {
         let size = local.attributes(node, Some(handle))?.size;
         let byte = random.next() as u8;
         let write = |at: u64, length: u64| {
-            let bytes = vec![byte; length as usize];
+            let bytes = [byte].repeat(length as usize);
             local.write(handle, at, &bytes, WRITER).map(drop)
         };
         let (at, length) = (random.below(size + 1), 1 + random.below(3000));

@@ -4,9 +4,10 @@ use super::super::support::fake_server::{Cut, FakeServer};
 use super::super::support::random::Random;
 use super::super::support::tree;
 use super::hands::{Hands, LENGTHS, any_path};
-use proxyfs::change::{Change, Seq};
+use super::real::Breaking;
+use proxyfs::change::{Change, RelPath, Scope, Seq};
 use proxyfs::fault;
-use proxyfs::journal::{Journal, Reader, Recorder};
+use proxyfs::journal::{FILE_NAME, Journal, Reader, Recorder, Row};
 use proxyfs::local::{Local, LocalOptions};
 use proxyfs::mirror::errors::MirrorError;
 use proxyfs::mirror::inbox::{Notice, inbox};
@@ -14,13 +15,14 @@ use proxyfs::mirror::live::Live;
 use proxyfs::mirror::pipeline::{Pipeline, Setup};
 use proxyfs::mirror::plan::{Place, Rules};
 use proxyfs::mirror::prepare::{Known, Prepared, prepare};
-use proxyfs::mirror::resume::{Memory, Span, Staged};
+use proxyfs::mirror::resume::{Kept, Memory, Span, Staged};
 use proxyfs::mirror::source::{Source, Writing};
 use proxyfs::scan::Scan;
 use proxyfs::scan::keeper::Work;
 use proxyfs::scan::marks::{self, FsClock, Run};
 use proxyfs::scan::survivors::Survivors;
-use proxyfs::sftp::Request;
+use proxyfs::sftp::session::{Abort, Target, connect};
+use proxyfs::sftp::{OpenMode, Remote, Request};
 use std::cell::{Cell, RefCell};
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
@@ -67,12 +69,32 @@ pub struct World {
     told: Rc<RefCell<Vec<String>>>,
     /// Something was repaired: which names are one file, and the times of directories, may differ.
     repaired: Cell<bool>,
-    /// Not only the daemon died, but the machine (whose disk happened to keep everything).
+    /// A start has found something that is to be compared.
+    scanned: Cell<bool>,
+    /// Not only the daemon died, but the machine.
     went_down: Cell<bool>,
+    disk: Rc<Disk>,
+    /// The mirror is not what the log says: a sync is to be asked for in the end.
+    strange: Cell<bool>,
+    /// The real server that is the mirror's.
+    target: Option<Target>,
+}
+
+/// What of the state directory, and of the source, is surely on the disk.
+#[derive(Default)]
+struct Disk {
+    /// The journal that is at work.
+    journal: RefCell<Option<Arc<Journal>>>,
+    /// So much of its WAL is there, in bytes, and so the log up to here.
+    wal: Cell<u64>,
+    head: Cell<Seq>,
+    /// A copy of the source as it was at the last checkpoint, if one is kept.
+    source: RefCell<Option<PathBuf>>,
 }
 
 impl World {
-    pub fn new(seed: u64) -> World {
+    /// With a server that is there, or one that is played.
+    pub fn new(seed: u64, target: Option<&Target>) -> World {
         // In memory where that can be: thousands of histories, and each makes the log durable many times.
         let memory = Path::new("/dev/shm");
         let dir = match memory.is_dir() {
@@ -101,7 +123,11 @@ impl World {
             hands: RefCell::new(Hands::new()),
             told: Rc::default(),
             repaired: Cell::new(false),
+            scanned: Cell::new(false),
             went_down: Cell::new(false),
+            disk: Rc::default(),
+            strange: Cell::new(false),
+            target: target.cloned(),
             _dir: dir,
         }
     }
@@ -125,6 +151,7 @@ impl World {
     fn start(&self) -> Life {
         let state = self.state.borrow().clone();
         let journal = Arc::new(Journal::open(&state).unwrap());
+        *self.disk.journal.borrow_mut() = Some(Arc::clone(&journal));
         journal.add_mirror("m", true).unwrap();
         if self.went_down.take() {
             journal.set_meta("run", "another boot").unwrap();
@@ -149,6 +176,7 @@ impl World {
         };
         let run = Run::now(local.root_fd(), &state);
         let now = clock.now();
+        let before = journal.head();
         let plan = marks::plan(&journal, &run, now).unwrap();
         marks::begin(&journal, &run, now).unwrap();
         scan.prepare(&plan).unwrap();
@@ -160,26 +188,27 @@ impl World {
             keeper: Work { scan, clock },
         };
         self.tell(format!("-- started: {plan:?}"));
-        let before = life.journal.head();
         self.work(&life, 10);
         life.keeper.scan.run(&plan).unwrap();
         for row in life.journal.reader().unwrap().rows(before, 1000).unwrap() {
             self.tell(format!("   {} {:?}", row.seq, row.change));
+            if matches!(row.change, Change::Repair { .. }) {
+                self.scanned.set(true);
+            }
         }
         life
     }
 
     /// The daemon lives for some sessions. If it is mortal it may die at any point; says whether it did.
     pub fn live(&mut self, life: &mut Option<Life>, mortal: bool) -> bool {
-        if mortal {
-            self.watch_for_death();
-        }
+        self.watch_points(mortal);
         let lived = catch_unwind(AssertUnwindSafe(|| {
             if life.is_none() {
                 *life = Some(self.start());
             }
             let life = life.as_ref().unwrap();
             let sessions = 1 + self.random().below(4);
+            let stranger = self.seed % 4 == 1;
             for _ in 0..sessions {
                 self.work(life, 30);
                 let cut = {
@@ -190,6 +219,9 @@ impl World {
                     }
                 };
                 self.session(life, Some(cut));
+                if stranger {
+                    self.tamper();
+                }
             }
         }));
         fault::watch(None);
@@ -203,8 +235,9 @@ impl World {
         }
     }
 
-    /// At one of the next points it dies: what is in the state directory then is all that is left of it.
-    fn watch_for_death(&self) {
+    /// Notes what is on the disk. If it is mortal the daemon dies at one of the next points: what is in the state
+    /// directory then is all that is left of it.
+    fn watch_points(&self, mortal: bool) {
         let mut random = self.random();
         let only = random.pick(&[
             "",
@@ -217,14 +250,22 @@ impl World {
             "scan.",
         ]);
         let mut left = match only {
+            _ if !mortal => u64::MAX,
             "" => random.below(400),
             "checkpoint." | "scan." => random.below(6),
             _ => random.below(60),
         };
         let state = Rc::clone(&self.state);
         let told = Rc::clone(&self.told);
+        let disk = Rc::clone(&self.disk);
         let next = self.next_state();
+        let root = self.root.clone();
         fault::watch(Some(Box::new(move |point| {
+            match point {
+                "journal.durable" => disk.is_durable(&state.borrow()),
+                "checkpoint.durable" => disk.keep_source(&root),
+                _ => {}
+            }
             if !point.starts_with(only) {
                 return;
             }
@@ -249,8 +290,40 @@ impl World {
         self.deaths += 1;
         self.repaired.set(true);
         self.hands.get_mut().died();
-        self.went_down.set(self.random().one_in(4));
+        self.disk.journal.take();
+        if self.random().one_in(3) {
+            self.lose_power();
+        }
         self.look_for_parts();
+    }
+
+    /// The machine dies as well: of the WAL at least that is left which was made durable, of the source all, or what
+    /// the last checkpoint has made durable.
+    fn lose_power(&self) {
+        self.went_down.set(true);
+        let wal = self.state.borrow().join(format!("{FILE_NAME}-wal"));
+        let length = fs::metadata(&wal).map_or(0, |wal| wal.len());
+        let durable = self.disk.wal.get().min(length);
+        let kept = durable + self.random().below(length - durable + 1);
+        if length > 0 {
+            let wal = File::options().write(true).open(&wal).unwrap();
+            wal.set_len(kept).unwrap();
+        }
+        let before = self.disk.source.borrow();
+        let before = before.as_ref().filter(|_| self.random().one_in(2));
+        // A source that is empty all at once is not taken for one (P8).
+        let before = before.filter(|before| fs::read_dir(before).unwrap().count() > 1);
+        if let Some(before) = before {
+            become_like(&self.root, before);
+        }
+        let source = if before.is_some() {
+            "as it was"
+        } else {
+            "kept"
+        };
+        self.tell(format!(
+            "-- no power: {kept} of {length} bytes of the WAL left, {durable} of them surely; source {source}"
+        ));
     }
 
     /// What is of no single version now.
@@ -277,6 +350,11 @@ impl World {
         self.hands.get_mut().close_all(&life.local);
         life.local.flush_all().unwrap();
         life.keeper.checkpoint(true);
+        // The last connection moves all of it into the database.
+        self.disk.journal.take();
+        drop(life);
+        self.disk.wal.set(0);
+        self.disk.keep_source(&self.root);
     }
 
     /// While no daemon runs, somebody works in the source itself.
@@ -392,13 +470,13 @@ impl World {
                 notifier.tell(Notice::Stop);
             }
         };
-        let watch = |request: &Request| {
-            if cut.is_some() && busy.get() > 0 && self.random().one_in(10) {
+        let users = |rarely: u64| {
+            if cut.is_some() && busy.get() > 0 && self.random().one_in(rarely) {
                 busy.set(busy.get() - 1);
                 self.step(life);
             }
-            self.look_at(life, &check, request);
         };
+        let (live, guard) = (Live::new(Some(0), None), RefCell::default());
         let (lanes, batch) = {
             let mut random = self.random();
             (
@@ -406,47 +484,87 @@ impl World {
                 [1, 3, 1000][random.below(3) as usize],
             )
         };
-        let mut server = FakeServer::new(cut, batch, idle, watch).lanes(lanes, self.seed);
-        server.weight = if self.seed.is_multiple_of(3) { 32 } else { 1 };
         let place = Place::new(self.base.as_os_str().as_bytes());
         let position = reader.mirror("m").unwrap();
         let known = Known {
             position: &position,
             source_id: "",
             marker: journal.marker("m").unwrap(),
-            asked: false,
+            asked: position.sync.is_some(),
+        };
+        // R6: what is older than it was is not taken for what it was.
+        let older = match (known.marker.0, self.marked()) {
+            (Some(written), there) => there.is_none_or(|there| there < written),
+            (None, _) => false,
         };
         let rules = Rules {
             span: RULES,
             ..Rules::default()
         };
-        let ended = prepare(&mut server, &place, &known, rules).and_then(|prepared| {
-            let Prepared {
-                place, rules, kept, ..
-            } = prepared;
-            let setup = Setup {
-                name: "m",
-                place,
-                rules,
-                source,
-                journal,
-                reader: &reader,
-                inbox: &inbox,
-                live: &Live::new(Some(0), None),
-                parked_pause: Duration::from_millis(1),
-                try_again: true,
-                kept,
-                memory,
-                guard: &std::cell::RefCell::default(),
-            };
-            Pipeline::new(setup, &mut server)?.run()
-        });
-        let trace = std::mem::take(&mut server.trace);
-        drop(server);
-        self.told
-            .borrow_mut()
-            .extend(trace.iter().map(|line| format!("        {line}")));
+        let setup = |place, rules, kept| Setup {
+            name: "m",
+            place,
+            rules,
+            source,
+            journal,
+            reader: &reader,
+            inbox: &inbox,
+            live: &live,
+            parked_pause: Duration::from_millis(1),
+            try_again: true,
+            kept,
+            memory,
+            guard: &guard,
+        };
+        let ended = match &self.target {
+            Some(target) => {
+                let session = connect(target, &Abort::default()).unwrap();
+                let mut server = Breaking {
+                    session,
+                    left: cut.map(|cut| cut.after + 1),
+                    idle: Box::new(idle),
+                    sent: Box::new(|request| {
+                        self.is_decidable(&check, request);
+                        self.look_at(life, &check, request);
+                    }),
+                    meanwhile: Box::new(|| users(10)),
+                };
+                converse(&mut server, &known, &place, rules, journal, setup)
+            }
+            None => {
+                let watch = |request: &Request| {
+                    users(10);
+                    self.look_at(life, &check, request);
+                };
+                let mut server =
+                    FakeServer::new(cut, batch, idle, watch).lanes(lanes, self.random().next());
+                if self.random().one_in(2) {
+                    server = server.late();
+                }
+                server.weight = if self.seed.is_multiple_of(3) { 32 } else { 1 };
+                server.sent = Box::new(|request| self.is_decidable(&check, request));
+                let ended = converse(&mut server, &known, &place, rules, journal, setup);
+                let trace = std::mem::take(&mut server.trace);
+                drop(server);
+                let trace = trace.iter().map(|line| format!("        {line}"));
+                self.told.borrow_mut().extend(trace);
+                ended
+            }
+        };
+        let asked = position.sync.is_some();
         match ended {
+            Err(MirrorError::Marker { what, .. }) if older && what.needs_sync() && !asked => {
+                self.tell(format!("-- it needs a sync: {what:?}"));
+                let scope = Scope {
+                    bytes: true,
+                    ..Scope::TREE
+                };
+                journal.request_sync("m", scope).unwrap();
+                false
+            }
+            Ok(_) if older && !asked => {
+                self.fail("a mirror that was put back is taken for what it was")
+            }
             Ok(_) => true,
             Err(MirrorError::Session(_)) => {
                 self.tell(format!("-- cut {cut:?}"));
@@ -456,18 +574,29 @@ impl World {
         }
     }
 
-    /// What becomes visible now is whole (P4), and the disk knows of it (J3).
+    /// What becomes visible now is whole (P4), and the disk knows of it (J3); and nothing is repaired without need.
     fn look_at(&self, life: &Life, check: &Reader, request: &Request) {
+        // R2: where nothing but connections broke, the mirror is as the log says, and nothing is to be repaired.
+        let looks = matches!(request, Request::Lstat { .. } | Request::Opendir { .. });
+        if looks && !self.repaired.get() && !self.scanned.get() {
+            let repairs = check.repairs("m").unwrap();
+            if !repairs.is_empty() {
+                self.fail(&format!("it repairs {repairs:?}"));
+            }
+        }
+        let paths: Vec<RelPath> = shown_by(request)
+            .filter_map(|path| self.of_mirror(path))
+            .collect();
+        if !paths.is_empty() {
+            self.is_on_the_disk(check, request, &paths);
+        }
         let Request::PosixRename { from, .. } = request else {
             return;
         };
-        let from = PathBuf::from(std::ffi::OsStr::from_bytes(from));
-        // By whichever way in.
-        let (dir, name) = (from.parent().unwrap(), from.file_name().unwrap());
-        if !dir.ends_with(".proxyfs/stage") {
+        let Some(seq) = self.staged(request) else {
             return;
-        }
-        let seq = Staged::parse(name.as_bytes()).unwrap().seq;
+        };
+        let from = PathBuf::from(std::ffi::OsStr::from_bytes(from));
         let Some(node) = self.content_of(life, check, seq) else {
             return;
         };
@@ -480,6 +609,120 @@ impl World {
         if !is_whole(&fs::read(&from).unwrap()) {
             self.fail(&format!("{seq} is torn"));
         }
+    }
+
+    /// The row for which a request publishes what was staged, if it does.
+    fn staged(&self, request: &Request) -> Option<Seq> {
+        let (Request::PosixRename { from, .. } | Request::Rename { from, .. }) = request else {
+            return None;
+        };
+        let from = Path::new(std::ffi::OsStr::from_bytes(from));
+        // By whichever way in.
+        let (dir, name) = (from.parent()?, from.file_name()?);
+        let staged = dir
+            .ends_with(".proxyfs/stage")
+            .then(|| Staged::parse(name.as_bytes()));
+        Some(staged??.seq)
+    }
+
+    /// Of which change the marker there is.
+    fn marked(&self) -> Option<Seq> {
+        let text = fs::read_link(self.base.join(".proxyfs/position")).ok()?;
+        let text = text.to_str()?.split("seq=").nth(1)?.to_string();
+        text.split(' ').next()?.parse().ok()
+    }
+
+    /// J3: a row that the disk has tells of this, or a repair that is noted.
+    fn is_on_the_disk(&self, check: &Reader, request: &Request, paths: &[RelPath]) {
+        let position = check.mirror("m").unwrap();
+        let related =
+            |path: &RelPath, of: &RelPath| path.is_at_or_below(of) || of.is_at_or_below(path);
+        let rows = check.rows(position.cursor, 1000).unwrap();
+        let durable = rows.iter().filter(|row| row.seq <= self.disk.head.get());
+        let mut told: Vec<RelPath> = durable
+            .flat_map(|row| row.change.paths().cloned().collect::<Vec<_>>())
+            .collect();
+        told.extend(
+            check
+                .repairs("m")
+                .unwrap()
+                .into_iter()
+                .map(|mend| mend.path),
+        );
+        for parked in check.parked("m", usize::MAX).unwrap() {
+            told.extend(parked.row.change.paths().cloned());
+        }
+        for path in paths {
+            if !told.iter().any(|of| related(path, of)) {
+                self.fail(&format!(
+                    "the disk has the log up to {} and does not know of {request:?}",
+                    self.disk.head.get()
+                ));
+            }
+        }
+    }
+
+    /// J4: a rename is sent when everything earlier on its paths is noted as done, but for a file and its
+    /// attributes on their way to its old name; and nothing on its paths before it is noted itself.
+    fn is_decidable(&self, check: &Reader, request: &Request) {
+        let paths: Vec<RelPath> = shown_by(request)
+            .filter_map(|path| self.of_mirror(path))
+            .collect();
+        let Some(last) = paths.last() else { return };
+        let cursor = check.mirror("m").unwrap().cursor;
+        let rows = check.rows(cursor, 1000).unwrap();
+        let staged = self.staged(request);
+        let is_it = |row: &Row| match (&row.change, request) {
+            _ if staged.is_some() => staged == Some(row.seq),
+            // One step of it.
+            (Change::Exchange { a, b }, Request::PosixRename { .. }) => {
+                paths.iter().all(|path| path == a || path == b)
+            }
+            // What would have come there is gone by now.
+            (change, Request::Remove { .. }) => change.paths().any(|path| path == last),
+            (Change::Rename { from, to }, Request::PosixRename { .. }) => {
+                paths == [from.clone(), to.clone()]
+            }
+            (Change::Link { path, .. }, Request::Hardlink { .. })
+            | (Change::Mkdir { path, .. }, Request::Mkdir { .. })
+            | (Change::Rmdir { path }, Request::Rmdir { .. }) => path == last,
+            _ => false,
+        };
+        // The first one that it may be: of that least is asked.
+        let Some(at) = rows.iter().position(is_it) else {
+            return;
+        };
+        let row = &rows[at];
+        let related = |a: &RelPath, b: &RelPath| a.is_at_or_below(b) || b.is_at_or_below(a);
+        for before in &rows[..at] {
+            let touches = before
+                .change
+                .paths()
+                .any(|a| row.change.paths().any(|b| related(a, b)));
+            let arrives = matches!((&before.change, &row.change),
+                (Change::Content { path, .. } | Change::Symlink { path, .. } | Change::Attr { path, .. }, Change::Rename { from, to })
+                    if path == from && !related(path, to));
+            let counts = before.change.is_pivot() || row.change.is_pivot();
+            if touches && counts && !arrives {
+                self.fail(&format!(
+                    "{} ({}) is sent before {} ({}) is noted as done",
+                    row.seq, row.change, before.seq, before.change
+                ));
+            }
+        }
+    }
+
+    /// A path on the mirror, but for our own ones.
+    fn of_mirror(&self, path: &[u8]) -> Option<RelPath> {
+        let path = path.strip_prefix(self.base.as_os_str().as_bytes())?;
+        let path = path.strip_prefix(b"/")?;
+        // By whichever way in.
+        let path = match path.strip_prefix(b".proxyfs/way-") {
+            Some(way) => way.splitn(2, |b| *b == b'/').nth(1)?,
+            None => path,
+        };
+        let path = RelPath::new(path).ok()?;
+        (!path.as_bytes().starts_with(b".proxyfs")).then_some(path)
     }
 
     /// The inode that a row of the log is about, if it is there still.
@@ -495,9 +738,18 @@ impl World {
     /// Nothing more happens, and all that has happened is brought to the mirror.
     pub fn come_to_rest(&mut self, life: Option<Life>) {
         let life = life.unwrap_or_else(|| self.start());
+        self.watch_points(false);
         self.tell("-- at rest".to_string());
         self.hands.get_mut().close_all(&life.local);
         life.local.flush_all().unwrap();
+        // What was done there behind our back is found when somebody asks.
+        if self.strange.get() {
+            let scope = Scope {
+                bytes: true,
+                ..Scope::TREE
+            };
+            life.journal.request_sync("m", scope).unwrap();
+        }
         // The second one clears what the first may have left in the stage.
         for _ in 0..2 {
             if !self.session(&life, None) {
@@ -505,6 +757,13 @@ impl World {
             }
         }
         self.tidy_up(&life);
+        fault::watch(None);
+        self.disk.journal.take();
+    }
+
+    /// Something lies in the stage.
+    pub fn leave_in_stage(&self, name: &str) {
+        fs::write(self.base.join(".proxyfs/stage").join(name), "a part").unwrap();
     }
 
     /// The mirror is like the source.
@@ -537,22 +796,90 @@ impl World {
         }
     }
 
-    /// Somebody changes something on the mirror itself.
-    #[expect(dead_code)]
-    fn tamper(&self) {
-        let path = self.base.join(any_path(&mut self.random()).as_path());
-        match self.random().below(3) {
-            0 => drop(fs::remove_file(&path).or_else(|_| fs::remove_dir_all(&path))),
-            1 => drop(fs::remove_file(&path).and_then(|()| fs::create_dir(&path))),
-            _ => drop(fs::remove_dir_all(&path).and_then(|()| fs::write(&path, "strange"))),
+    /// Somebody changes something on the mirror itself, or it is put back to what it was.
+    pub fn tamper(&self) {
+        let old = self.base.with_file_name("backup");
+        let (what, how) = {
+            let mut random = self.random();
+            (random.below(12), random.below(3))
+        };
+        match what {
+            0 => {
+                if !old.exists() {
+                    fs::create_dir(&old).unwrap();
+                }
+                become_like(&old, &self.base);
+                self.tell("-- a backup of the mirror is made".to_string());
+            }
+            1 if old.exists() => {
+                become_like(&self.base, &old);
+                self.is_strange("the mirror is what it was at the backup");
+            }
+            2 | 3 => {
+                let path = self.base.join(any_path(&mut self.random()).as_path());
+                match how {
+                    0 => remove(&path),
+                    1 => drop(fs::remove_file(&path).and_then(|()| fs::create_dir(&path))),
+                    _ => {
+                        remove(&path);
+                        let _ = fs::write(&path, "strange");
+                    }
+                }
+                self.is_strange(&format!("a stranger at {}", path.display()));
+            }
+            _ => {}
         }
-        self.tell(format!("-- a stranger at {}", path.display()));
     }
+
+    fn is_strange(&self, what: &str) {
+        self.strange.set(true);
+        self.repaired.set(true);
+        self.tell(format!("-- {what}"));
+    }
+}
+
+/// One session's work, as the worker does it.
+fn converse<'a, R: Remote>(
+    server: &mut R,
+    known: &Known<'_>,
+    place: &Place,
+    rules: Rules,
+    journal: &Journal,
+    setup: impl FnOnce(Place, Rules, Kept) -> Setup<'a>,
+) -> Result<(), MirrorError> {
+    let Prepared {
+        place,
+        rules,
+        kept,
+        fresh,
+        ..
+    } = prepare(server, place, known, rules)?;
+    if let Some(scope) = known.position.sync.filter(|_| fresh) {
+        journal.begin_sync("m", scope)?;
+    }
+    let setup = setup(place, rules, kept);
+    Pipeline::new(setup, server)?.run().map(drop)
+}
+
+/// The paths that a request shows something new at, but for attributes.
+fn shown_by(request: &Request) -> impl Iterator<Item = &[u8]> {
+    let (one, other) = match request {
+        Request::Open { path, mode, .. } => (Some(path).filter(|_| *mode != OpenMode::Read), None),
+        Request::Mkdir { path, .. } | Request::Rmdir { path } | Request::Remove { path } => {
+            (Some(path), None)
+        }
+        Request::Symlink { link: path, .. } | Request::Hardlink { to: path, .. } => {
+            (Some(path), None)
+        }
+        Request::Rename { from, to } | Request::PosixRename { from, to } => (Some(from), Some(to)),
+        _ => (None, None),
+    };
+    one.into_iter().chain(other).map(|path| &path[..])
 }
 
 /// Every version of a file is one byte, again and again.
 fn is_whole(bytes: &[u8]) -> bool {
-    LENGTHS.contains(&bytes.len()) && bytes.iter().all(|b| *b == bytes[0])
+    LENGTHS.contains(&bytes.len()) && (bytes.is_empty() || bytes[1..] == bytes[..bytes.len() - 1])
 }
 
 /// Changes a byte, and leaves size and time as they were.
@@ -563,6 +890,70 @@ fn edit_in_place(path: &Path) -> std::io::Result<()> {
         file.write_all_at(&[0], meta.len() / 2)?;
     }
     file.set_modified(meta.modified()?)
+}
+
+impl Disk {
+    /// What is in the WAL by now is on the disk.
+    fn is_durable(&self, state: &Path) {
+        if let Some(journal) = &*self.journal.borrow() {
+            self.head.set(journal.head());
+            let wal = state.join(format!("{FILE_NAME}-wal"));
+            self.wal.set(fs::metadata(wal).map_or(0, |wal| wal.len()));
+        }
+    }
+
+    /// The source is on the disk as it is.
+    fn keep_source(&self, root: &Path) {
+        let copy = root.with_file_name("on-disk");
+        if !copy.exists() {
+            fs::create_dir(&copy).unwrap();
+        }
+        become_like(&copy, root);
+        *self.source.borrow_mut() = Some(copy);
+    }
+}
+
+/// Makes a directory like another one: what is the same already is left as it is.
+fn become_like(dir: &Path, like: &Path) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let kind = |path: &Path| fs::symlink_metadata(path).ok().map(|meta| meta.file_type());
+        if kind(&path) != kind(&like.join(path.file_name().unwrap())) {
+            remove(&path);
+        }
+    }
+    for entry in fs::read_dir(like).unwrap() {
+        let (from, meta) = entry.map(|e| (e.path(), e.metadata().unwrap())).unwrap();
+        let to = dir.join(from.file_name().unwrap());
+        if meta.is_symlink() {
+            if fs::read_link(&to).ok() != fs::read_link(&from).ok() {
+                remove(&to);
+                std::os::unix::fs::symlink(fs::read_link(&from).unwrap(), &to).unwrap();
+            }
+            continue;
+        }
+        if meta.is_dir() {
+            if !to.exists() {
+                fs::create_dir(&to).unwrap();
+            }
+            become_like(&to, &from);
+        } else if fs::read(&to).ok() != fs::read(&from).ok() {
+            remove(&to);
+            fs::copy(&from, &to).unwrap();
+        }
+        let now = fs::metadata(&to).unwrap();
+        if now.mode() != meta.mode() {
+            fs::set_permissions(&to, meta.permissions()).unwrap();
+        }
+        if now.modified().unwrap() != meta.modified().unwrap() {
+            let times = fs::FileTimes::new().set_modified(meta.modified().unwrap());
+            File::open(&to).unwrap().set_times(times).unwrap();
+        }
+    }
+}
+
+fn remove(path: &Path) {
+    let _ = fs::remove_file(path).or_else(|_| fs::remove_dir_all(path));
 }
 
 fn copy_state(from: &Path, to: &Path) {

@@ -39,6 +39,8 @@ pub struct FakeServer<'a> {
     /// Which lane is worked on next.
     random: Random,
     replies: VecDeque<(Ticket, Reply)>,
+    /// Replies that come later, in any order; none: each comes when its request is done.
+    late: Option<Vec<(Ticket, Reply)>>,
     next: u32,
     /// With the lane that each belongs to.
     handles: HashMap<Vec<u8>, (usize, File)>,
@@ -51,6 +53,8 @@ pub struct FakeServer<'a> {
     idle: Box<dyn FnMut() + 'a>,
     /// Called before each request is carried out.
     watch: Box<dyn FnMut(&Request) + 'a>,
+    /// Called when a request is sent, which may be long before it is carried out.
+    pub sent: Box<dyn FnMut(&Request) + 'a>,
     /// How much a byte of a WRITE without a reply counts: with more than one, less fits on a lane.
     pub weight: usize,
     /// Says which requests are refused, and how.
@@ -82,6 +86,7 @@ impl<'a> FakeServer<'a> {
             queued: vec![VecDeque::new()],
             random: Random(1),
             replies: VecDeque::new(),
+            late: None,
             next: 0,
             handles: HashMap::new(),
             listings: HashMap::new(),
@@ -90,6 +95,7 @@ impl<'a> FakeServer<'a> {
             batch: batch.max(1),
             idle: Box::new(idle),
             watch: Box::new(watch),
+            sent: Box::new(|_| {}),
             weight: 1,
             refuse: Box::new(|_| None),
             trace: Vec::new(),
@@ -101,6 +107,37 @@ impl<'a> FakeServer<'a> {
         self.queued = vec![VecDeque::new(); lanes.max(1)];
         self.random = Random(seed);
         self
+    }
+
+    /// Its replies may come late and in another order than the requests, as the draft lets them (section 3). It works
+    /// on requests in their order all the same.
+    pub fn late(mut self) -> Self {
+        self.late = Some(Vec::new());
+        self
+    }
+
+    /// Gives a reply back, or keeps it for later.
+    fn answer(&mut self, ticket: Ticket, reply: Reply) {
+        let Some(late) = &mut self.late else {
+            self.replies.push_back((ticket, reply));
+            return;
+        };
+        late.push((ticket, reply));
+        while self.random.one_in(3) && !late.is_empty() {
+            let which = self.random.below(late.len() as u64) as usize;
+            self.replies.push_back(late.swap_remove(which));
+        }
+    }
+
+    /// Nothing else is to be done: one that is late comes now.
+    fn answer_late(&mut self) {
+        if let Some(late) = &mut self.late
+            && !late.is_empty()
+            && self.replies.is_empty()
+        {
+            let which = self.random.below(late.len() as u64) as usize;
+            self.replies.push_back(late.swap_remove(which));
+        }
     }
 
     /// What goes on behind the back of who has lost the connection: a server that has all that was on its way to this
@@ -322,6 +359,7 @@ impl<'a> FakeServer<'a> {
 
 impl Remote for FakeServer<'_> {
     fn send_on(&mut self, lane: usize, request: Request) -> Ticket {
+        (self.sent)(&request);
         self.next += 1;
         let ticket = Ticket {
             lane: lane as u8,
@@ -332,7 +370,10 @@ impl Remote for FakeServer<'_> {
     }
 
     fn pump(&mut self, timeout: Duration, _: Option<BorrowedFd<'_>>) -> Result<(), SessionError> {
-        let idle = self.queued.iter().all(VecDeque::is_empty) && self.replies.is_empty();
+        if self.queued.iter().all(VecDeque::is_empty) {
+            self.answer_late();
+        }
+        let idle = self.outstanding() == 0;
         if idle && !timeout.is_zero() {
             (self.idle)();
             std::thread::sleep(timeout.min(Duration::from_millis(1)));
@@ -350,7 +391,7 @@ impl Remote for FakeServer<'_> {
             }
             self.executed += 1;
             let reply = self.execute(ticket.lane, request);
-            self.replies.push_back((ticket, reply));
+            self.answer(ticket, reply);
         }
         Ok(())
     }
@@ -361,7 +402,7 @@ impl Remote for FakeServer<'_> {
 
     fn outstanding(&self) -> usize {
         let queued: usize = self.queued.iter().map(VecDeque::len).sum();
-        queued + self.replies.len()
+        queued + self.replies.len() + self.late.as_ref().map_or(0, Vec::len)
     }
 
     fn unacknowledged_on(&self, lane: usize) -> usize {

@@ -3,7 +3,8 @@
 //! The server of a broken connection may still work on what was in its buffers, while the next session is at work
 //! already, and so make a file in the stage that was removed there a moment before. It harms nothing, since its
 //! name tells its version, but it would lie there until the next session. When all is done nothing in the stage
-//! belongs to anybody: names of rows that are done are removed, and nothing else.
+//! belongs to anybody: names of rows that are done are removed, and of rows that the log has lost (a machine that lost
+//! power forgets the newest, which the mirror may have been sent), and nothing else.
 
 use super::super::prepare;
 use super::*;
@@ -20,7 +21,8 @@ impl<R: Remote> Pipeline<'_, R> {
         let opened = self.ask(Request::Opendir { path })?;
         let [left] = prepare::list_all(&mut self.remote, [opened])?;
         let left = left.iter().filter_map(|name| Staged::parse(&name.name));
-        for staged in left.filter(|staged| staged.seq <= self.cursor) {
+        let head = self.setup.journal.head();
+        for staged in left.filter(|staged| staged.seq <= self.cursor || staged.seq > head) {
             let path = self.setup.place.staged(staged);
             self.remote.send(Request::Remove { path });
         }

@@ -47,6 +47,35 @@ fn a_repair_that_is_recorded_makes_its_path_one() {
     assert_eq!(paths(&scars), ["d", "d/y", "z"]);
 }
 
+/// Its predecessor was moved away and nobody has seen it: what was in that one is there yet.
+#[test]
+fn a_directory_made_where_names_are_compared_is_compared_with_all_that_is_in_it() {
+    let mkdir = Change::Mkdir {
+        path: path("a"),
+        mode: 0o755,
+        owner: crate::change::Owner { uid: 0, gid: 0 },
+    };
+    let mut scars = Scars::new(Vec::new(), Duration::from_secs(1), false);
+    let (path, scope) = (RelPath::root(), Scope::NAMES);
+    assert!(scars.take_up(&Change::Repair { path, scope }, 5));
+    assert!(scars.take_up(&mkdir, 6));
+    let all: Vec<(String, Depth)> = scars.all.keys().map(|k| (k.0.to_string(), k.1)).collect();
+    assert_eq!(
+        all,
+        [
+            ("/".to_string(), Depth::Names),
+            ("a".to_string(), Depth::Tree)
+        ]
+    );
+    // But a sync keeps what only the mirror has.
+    let sync = Mend {
+        trust: Trust::Log,
+        ..Mend::new(RelPath::root(), Scope::TREE)
+    };
+    let mut scars = Scars::new(vec![sync], Duration::from_secs(1), false);
+    assert!(!scars.take_up(&mkdir, 6));
+}
+
 #[test]
 fn a_move_above_moves_it_and_is_replayed() {
     let mut scars = scarred("d/x");
