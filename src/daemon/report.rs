@@ -150,7 +150,7 @@ fn mirror_status(
     };
     let paused = position.as_ref().is_some_and(|p| p.paused);
     let begun = live.is_some_and(|l| l.repair.as_ref().is_some_and(|r| r.running));
-    let dropped = position.as_ref().is_some_and(|p| p.lacks > 0) && !begun;
+    let dropped = position.as_ref().is_some_and(|p| p.lacks > 0 && !p.away) && !begun;
     let offline = if paused {
         MirrorState::Paused
     } else {

@@ -50,7 +50,7 @@ struct Owed {
     backlog: Backlog,
     /// What it refused.
     refusals: Refusals,
-    /// The log does not have any more what it has to get.
+    /// The log does not have any more what it has to get. (Of one that was not configured meanwhile its worker says so.)
     dropped: bool,
 }
 
@@ -105,7 +105,7 @@ fn topics(now: &Now, owed: Option<Owed>, alert_after: Duration) -> Vec<(Kind, Se
 /// What the journal tells of a mirror: of what it refused `items` begins behind `upto`.
 fn look_into(reader: &Reader, name: &str, upto: u64) -> Result<Owed, JournalError> {
     let mut all = reader.mirrors()?.into_iter();
-    let dropped = all.any(|m| m.name == name && m.lacks > 0);
+    let dropped = all.any(|m| m.name == name && m.lacks > 0 && !m.away);
     let backlog = reader.backlog(name)?;
     let mut refusals = Refusals {
         count: backlog.parked,
