@@ -298,7 +298,7 @@ fn without_the_scan_nothing_is_looked_for() {
     let (mut daemon, www, mirror) = with_a_tree(&sshd, sshd.port());
     daemon.stop();
     let ini = daemon.ini_mut();
-    *ini = ini.replace("exclude = *.tmp", "scan_on_start = no");
+    *ini = ini.replace("exclude = *.tmp", "exclude = *.tmp\nscan_on_start = no");
     daemon.write_ini();
     fs::write(www.join("dir/a"), "not seen").unwrap();
     daemon.start();
