@@ -99,6 +99,8 @@ impl Journal {
                      `proxyfs rebuild` and start it again"
                 ))
             };
+            // Taken before the look: others may look meanwhile, and see it longer.
+            let before = longest.load(Ordering::Acquire);
             let found = match file.metadata() {
                 Ok(found) => found,
                 Err(why) if why.kind() == std::io::ErrorKind::NotFound => {
@@ -109,10 +111,10 @@ impl Journal {
             if id(&found) != opened {
                 return Err(gone("was replaced by another file"));
             }
-            let before = longest.fetch_max(found.len(), Ordering::AcqRel);
             if found.len() < before.min(shrinks_to) {
                 self.ruin(format!("{name} was cut short while the daemon runs"));
             }
+            longest.fetch_max(found.len(), Ordering::AcqRel);
         }
         Ok(())
     }

@@ -502,3 +502,22 @@ fn a_mirror_that_is_forgotten_is_not_held_when_its_name_comes_again() {
     assert_eq!(journal.held("m").unwrap(), None);
     assert_eq!(journal.through("m").unwrap(), 0);
 }
+
+/// Several look while it grows: the later one must not take the longer file that another has seen for one that was cut.
+#[test]
+fn a_journal_that_grows_while_several_look_is_not_taken_for_a_shorter_one() {
+    let (_dir, journal) = fresh();
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) && journal.look().is_ok() {}
+            });
+        }
+        for n in 0..3000 {
+            let _ = journal.record(&unlink(&n.to_string()));
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(journal.look(), Ok(()));
+}
