@@ -86,7 +86,7 @@ mod hook {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, debug_assertions))]
 mod tests {
     use std::cell::RefCell;
     use std::rc::Rc;

@@ -109,6 +109,8 @@ fn starts(rig: &mut Rig, rounds: usize, entries: usize, table: &mut Table) {
         rig.daemon.stop();
         let since = rig.daemon.file("since");
         fs::write(&since, "").unwrap();
+        // The clock of older file systems ticks that seldom, and find wants what is younger.
+        std::thread::sleep(Duration::from_millis(20));
         let edited = "000/00/00.jpg";
         fs::write(source.join(edited), format!("edited {round}")).unwrap();
         found.push(find(&source, &since));
@@ -140,7 +142,7 @@ fn starts(rig: &mut Rig, rounds: usize, entries: usize, table: &mut Table) {
     table.compare(
         format!("the scan at the start, {entries} files"),
         median(&scanned),
-        ("find -newerct", median(&found)),
+        ("find -newercm", median(&found)),
         Goal::None,
     );
     memory(rig, "memory after that", table);
