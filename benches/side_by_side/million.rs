@@ -1,5 +1,5 @@
 //! A large tree: how long the daemon takes to serve it at its start, how long the scan takes that looks for what was
-//! changed meanwhile, beside `find -newerct` which does the same, and how long `proxyfs sync` of it takes that finds
+//! changed meanwhile, beside `find -newercm` which does the same, and how long `proxyfs sync` of it takes that finds
 //! it all the same, beside `rsync -a --dry-run`, which compares by size and time as well.
 //!
 //! Before each start the daemon was stopped properly, and one file was edited: the scan must find that and nothing
