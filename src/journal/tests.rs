@@ -510,11 +510,11 @@ fn a_journal_that_grows_while_several_look_is_not_taken_for_a_shorter_one() {
     let over = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         for _ in 0..4 {
-            scope.spawn(
-                || {
-                    while !over.load(Ordering::Relaxed) && journal.look().is_ok() {}
-                },
-            );
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) && journal.look().is_ok() {
+                    std::thread::yield_now();
+                }
+            });
         }
         for n in 0..3000 {
             let _ = journal.record(&unlink(&n.to_string()));
