@@ -9,8 +9,7 @@
 //!
 //! What is looked at at each step: what is told to be done is in the log (J1); what is shown on the mirror is whole (P4),
 //! and a row that is on the disk, or a repair, tells of it (J3); a rename is sent when all before it on its paths is noted
-//! as done, and nothing on them before it is noted itself (J4, with `PROXYFS_CHECK_J4=1`: one history, 514, is not
-//! understood yet); the log drops nothing that the mirror lacks (J5); where only
+//! as done, and nothing on them before it is noted itself (J4); the log drops nothing that the mirror lacks (J5); where only
 //! connections broke nothing is repaired (R2); a mirror that was put back to a backup is not taken for what it was (R6).
 //! Power cuts leave of the WAL at least what was made durable, and of the source all, or what the last checkpoint has
 //! made durable. (The inodes that come back then are new ones: `tests/power.rs` does it with real disks.) In every fourth
