@@ -1,7 +1,6 @@
 //! What is wrong with the daemon itself: its start, its log, its mount, its threads; and a mirror that its log gave up.
 
 use super::*;
-use proxyfs::journal::Journal;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 #[test]
@@ -243,12 +242,7 @@ fn a_mirror_that_fell_out_of_the_log_is_mailed_with_what_to_do() {
         fs::write(daemon.source().join("second"), n.to_string()).unwrap();
     }
     daemon.stop();
-    // As when the log has outgrown log_limit.
-    let journal = Journal::open(&daemon.file("state")).unwrap();
-    journal.cover(journal.head());
-    journal.maintain().unwrap();
-    assert!(journal.mirror("m").unwrap().lacks > 0);
-    drop(journal);
+    daemon.lose_what_is_owed("m");
     daemon.start();
     let (subject, body) = smtpd.wait_for(1);
     assert!(subject.ends_with("mirror m needs a sync"), "{subject}");

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::sshd::{Sshd, die_with_us};
+use proxyfs::journal::Journal;
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -226,6 +227,15 @@ impl Daemon {
             );
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Of one that is stopped: its log loses all that a mirror lacks, as when it has outgrown log_limit.
+    #[track_caller]
+    pub fn lose_what_is_owed(&self, mirror: &str) {
+        let journal = Journal::open(&self.file("state")).unwrap();
+        journal.cover(journal.head());
+        journal.maintain().unwrap();
+        assert!(journal.mirror(mirror).unwrap().lacks > 0);
     }
 
     /// Ends it gracefully, which must succeed.
