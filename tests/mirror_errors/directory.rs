@@ -203,3 +203,23 @@ fn an_ordinary_user_gets_into_what_modes_of_the_source_keep_it_out_of() {
     assert_eq!(differences(&www, &mirror, false), [""; 0]);
     daemon.stop();
 }
+
+#[test]
+fn what_was_in_a_shut_directory_goes_though_another_one_that_is_open_follows_at_once() {
+    let sshd = Sshd::builder().ordinary_user().start();
+    let mut daemon = Daemon::new();
+    add(&mut daemon, "m", &sshd, &NEVER);
+    daemon.start();
+    let dir = daemon.source().join("dir");
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("file"), "first").unwrap();
+    everything_arrives(&daemon, &sshd, &["m"]);
+    daemon.ok(&["pause", "m"]);
+    fs::set_permissions(&dir, Permissions::from_mode(0o500)).unwrap();
+    fs::remove_dir_all(&dir).unwrap();
+    fs::create_dir(&dir).unwrap();
+    resume(&daemon, &["m"]);
+    everything_arrives(&daemon, &sshd, &["m"]);
+    assert!(!daemon.log().contains("refused"), "{}", daemon.log());
+    daemon.stop();
+}

@@ -40,6 +40,8 @@ pub(super) struct Job {
     pub(super) anew: bool,
     /// How often directories had been opened when it was denied last, or sent: see [`Lull`].
     pub(super) opened: u64,
+    /// Denied where nothing was shut any more, and sent once more.
+    pub(super) sent_again: bool,
     /// What it comes to on this mirror, where that is something else: see [`Ghosts`].
     pub(super) instead: Option<Change>,
     /// Its content is gone, and nothing stands at its path.
@@ -85,6 +87,7 @@ impl Job {
             step: Step::Waiting,
             restaged: 0,
             opened: 0,
+            sent_again: false,
             anew: false,
             instead: None,
             absent: false,
