@@ -195,28 +195,26 @@ impl<R: Remote> Pipeline<'_, R> {
         if self.open_directories(change)? {
             return Ok(true);
         }
-        // It may have been sent before one was opened: by us, or by a later row that makes a directory anew, or
-        // changes one, and has met the old one while this row's work in it was not done.
+        // It may have been sent before one was opened: by us, or by a later row that changes a directory or makes it
+        // anew, and has met the old one while this row's work in it was not done. Or a later row has removed it:
+        // then nothing can be left to be done in it.
         let opened = self.lull.opened;
-        let opened_behind = self.is_opened_behind(seq, change);
+        let changed_behind = self.is_changed_behind(seq, change);
         let Some(job) = self.job(seq) else {
             return Ok(false);
         };
         let opened_by_us = std::mem::replace(&mut job.opened, opened) < opened;
-        Ok(opened_by_us || opened_behind && !std::mem::replace(&mut job.sent_again, true))
+        Ok(opened_by_us || changed_behind && !std::mem::replace(&mut job.sent_again, true))
     }
 
-    /// Whether a row behind this one was sent that sets the mode of a directory above one of its paths.
-    fn is_opened_behind(&self, seq: Seq, change: &Change) -> bool {
+    /// Whether a row behind this one was sent that is about a directory above one of its paths.
+    fn is_changed_behind(&self, seq: Seq, change: &Change) -> bool {
         let from = self.first_from(seq);
         let sent = self.behind_what_was_sent().max(from);
-        self.window.range(from..sent).any(|job| {
-            job.row.seq > seq
-                && matches!(job.row.change, Change::Mkdir { .. } | Change::Attr { .. })
-                && change
-                    .paths()
-                    .any(|p| p.is_at_or_below(job.row.change.path()))
-        })
+        let above = |dir: &RelPath| change.paths().any(|p| p != dir && p.is_at_or_below(dir));
+        self.window
+            .range(from..sent)
+            .any(|job| job.row.seq > seq && job.row.change.paths().any(above))
     }
 
     /// Gives the mirror's user the right to work in the directories of a change, where a mode that came
