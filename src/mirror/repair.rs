@@ -27,10 +27,12 @@
 //! as that takes, for names that only the mirror has.
 //!
 //! Memory: the entries of the directories that are being read ([`LISTED`], or the largest directory, at some 250
-//! bytes an entry), the names of directories that are still to be walked beside the way down, and [`FILES`] uploads.
+//! bytes an entry), the names of directories that are still to be walked beside the way down, and as many uploads as
+//! `burden.rs` lets through.
 
 pub mod order;
 
+mod burden;
 mod clearing;
 mod compare;
 mod files;
@@ -46,6 +48,7 @@ use super::source::{Entry, Kind, Source};
 use crate::change::{Depth, Owner, RelPath, Scope, Seq};
 use crate::journal::Reached;
 use crate::sftp::{Attrs, Remote, Reply, Request, Status, Ticket, code};
+use burden::Burden;
 use clearing::Clearing;
 pub use compare::Difference;
 use compare::{Sort, sort_of, sort_there};
@@ -58,7 +61,8 @@ use std::io;
 use std::time::{Duration, Instant};
 use walk::Dir;
 
-/// Files on their way at once.
+/// Files on their way at once that are open here, since they are longer than one WRITE. What else bounds them:
+/// `burden.rs`.
 const FILES: usize = 256;
 
 /// Bytes of file data without a reply at most, on each lane. On a slow line it is what is sent in a second, since that
@@ -112,6 +116,8 @@ pub struct Repair<'a, R: Remote> {
     /// When it was looked how much has been sent, and how much that was.
     measured: (Instant, u64),
     files: std::collections::BTreeMap<Seq, File>,
+    /// What those need.
+    burden: Burden,
     /// Those of them that are sent no further in this slice.
     frozen: HashSet<Seq>,
     /// No file is begun any more.
@@ -182,6 +188,7 @@ impl<'a, R: Remote> Repair<'a, R> {
             carry,
             measured,
             files: std::collections::BTreeMap::new(),
+            burden: Burden::default(),
             frozen: HashSet::new(),
             ends: false,
             again: Vec::new(),
@@ -266,16 +273,14 @@ impl<'a, R: Remote> Repair<'a, R> {
 
     /// Asks what is at these paths, where there are some. Says whether to go on.
     fn look(&mut self, paths: Vec<Option<RelPath>>) -> Result<bool, MirrorError> {
-        self.looks = paths.iter().map(|_| None).collect();
-        let mut paths = paths.into_iter().enumerate().peekable();
+        let not_asked = |path: &Option<RelPath>| path.is_none().then_some(Ok(None));
+        self.looks = paths.iter().map(not_asked).collect();
+        let paths = paths.into_iter().enumerate();
+        let mut paths = paths.filter_map(|(n, path)| Some((n, path?))).peekable();
         loop {
             while self.remote.outstanding() < 1024
                 && let Some((index, path)) = paths.next()
             {
-                let Some(path) = path else {
-                    self.looks[index] = Some(Ok(None)); // not asked for
-                    continue;
-                };
                 let path = self.tools.place.path(&path);
                 self.send_as(Purpose::Look(index), Request::Lstat { path });
             }
@@ -513,10 +518,14 @@ impl<'a, R: Remote> Repair<'a, R> {
 
     /// Moves bytes, takes what has come, and shows what is ready.
     fn turn(&mut self) -> Result<(), MirrorError> {
+        self.turn_within(Duration::from_millis(200))
+    }
+
+    /// The same, and waits no longer than that.
+    fn turn_within(&mut self, wait: Duration) -> Result<(), MirrorError> {
         self.measure();
-        self.feed()?;
         self.ask_for_checksums()?;
-        self.remote.pump(Duration::from_millis(200), None)?;
+        self.remote.pump(wait, None)?;
         while let Some((ticket, reply)) = self.remote.reply() {
             let Some(reply) = self.listings.take(ticket, reply, self.remote) else {
                 continue;
@@ -529,6 +538,8 @@ impl<'a, R: Remote> Repair<'a, R> {
             self.begin(file)?;
         }
         self.publish()?;
+        // Files that are closed make room for others in the same round trip.
+        self.feed()?;
         (self.tools.show)(&self.report.counts, None);
         Ok(())
     }
