@@ -113,8 +113,8 @@ pub struct Repair<'a, R: Remote> {
     moved_on: bool,
     clearing: Clearing,
     carry: Carry,
-    /// When it was looked how much has been sent, and how much that was.
-    measured: (Instant, u64),
+    /// When it was looked how much has been sent, how much that was, and whether the line was full.
+    measured: (Instant, u64, bool),
     files: std::collections::BTreeMap<Seq, File>,
     /// What those need.
     burden: Burden,
@@ -172,7 +172,7 @@ impl<'a, R: Remote> Repair<'a, R> {
     pub fn new(remote: &'a mut R, tools: Tools<'a>, mut carry: Carry) -> Repair<'a, R> {
         let mut listings = std::mem::take(&mut carry.listings);
         listings.go_on(remote);
-        let measured = (Instant::now(), remote.traffic().0);
+        let measured = (Instant::now(), remote.traffic().0, false);
         Repair {
             tools,
             remote,
@@ -499,18 +499,19 @@ impl<'a, R: Remote> Repair<'a, R> {
 
     /// How much may be under way on a lane.
     fn measure(&mut self) {
-        let (since, before) = self.measured;
+        let (since, before, was_full) = self.measured;
         let took = since.elapsed();
-        if took < MEASURE_EVERY {
-            return;
-        }
         // What has arrived: a lot has room on the way there.
         let on_the_way = self.remote.unacknowledged_bytes();
+        let is_full = on_the_way > self.carry.room / 2;
+        if took < MEASURE_EVERY && was_full {
+            return;
+        }
         let arrived = self.remote.traffic().0.saturating_sub(on_the_way as u64);
-        self.measured = (Instant::now(), arrived);
+        self.measured = (Instant::now(), arrived, is_full);
         let lanes = self.remote.lanes().max(1);
-        // Only a line that is full shows how fast it is.
-        if on_the_way > self.carry.room / 2 {
+        // Only a line that was full all the time, as far as can be seen, shows how fast it is.
+        if was_full && is_full {
             let a_second = arrived.saturating_sub(before) as f64 / took.as_secs_f64();
             self.carry.room = (a_second as usize / lanes).clamp(LEAST, UNACKNOWLEDGED);
         }
