@@ -38,6 +38,7 @@ use crate::change::{Scope, Seq};
 use crate::config::bandwidth::Bandwidth;
 use crate::config::{FirstSync, Login, MirrorConfig, Order};
 use crate::journal::{Journal, JournalError, SOURCE_ID};
+use crate::sftp::lanes::MOST_LANES;
 use crate::sftp::session::{self, Abort, Rate, Secret, Start, Target};
 use crate::status::MirrorState;
 use errors::{Class, MirrorError};
@@ -371,9 +372,16 @@ impl Life {
         let place = Place::new(self.config.path.as_bytes());
         let questions = prepare::questions(&place);
         let reader = self.journal.reader()?;
+        // What a repair sends is not known before.
+        let far_lanes = match reader.repairs(&name)?.is_empty() {
+            true if self.journal.mirror(&name)?.sync.is_none() => {
+                pipeline::lanes_for(reader.backlog(&name)?.bytes)
+            }
+            _ => MOST_LANES,
+        };
         let start = Start {
             first: &questions,
-            far_lanes: pipeline::lanes_for(reader.backlog(&name)?.bytes),
+            far_lanes,
             rate: Some(rate_of(&self.limit)),
         };
         let (mut remote, asked) = session::connect_asking(&target, &self.abort, &start)?;

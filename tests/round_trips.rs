@@ -6,7 +6,7 @@ use super::cuts::node_id;
 use super::support::fake_server::FakeServer;
 use super::support::sshd::Sshd;
 use super::support::tree;
-use proxyfs::change::{Change, Extent, RelPath};
+use proxyfs::change::{Change, Extent, RelPath, Scope};
 use proxyfs::journal::{Journal, Recorder};
 use proxyfs::mirror::inbox::{Notice, inbox};
 use proxyfs::mirror::live::Live;
@@ -298,4 +298,35 @@ fn new_files_take_a_round_trip_for_as_many_as_the_server_opens_and_it_keeps_hand
     assert_eq!(most_open.get(), handles - 64);
     // OPENs; the data with the next OPENs, twice; the last data; the last renames.
     assert_eq!(published_after.get(), 5);
+}
+
+#[test]
+fn a_new_mirror_takes_a_round_trip_for_as_many_files_as_the_server_opens() {
+    const FILES: usize = 2500;
+    let scene = Scene::new();
+    let (rules, _) = scene.prepare();
+    for n in 0..FILES {
+        let dir = scene.source().join(format!("{:02}", n / 100));
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join(n.to_string()), n.to_string()).unwrap();
+    }
+    scene.journal.begin_sync("m", Scope::TREE).unwrap();
+    let (open, most_open, published_after) = (Cell::new(0), Cell::new(0), Cell::new(0));
+    let handles = scene.replay(rules, |request, round_trips| match request {
+        Request::Open { .. } | Request::Opendir { .. } => {
+            open.set(open.get() + 1);
+            most_open.set(most_open.get().max(open.get()));
+        }
+        Request::Close { .. } => open.set(open.get() - 1),
+        Request::PosixRename { to, .. } if !to.ends_with(b"/.proxyfs/position") => {
+            published_after.set(round_trips);
+        }
+        _ => {}
+    });
+    tree::assert_same(&scene.source(), &scene.mirror());
+    assert!(most_open.get() < handles, "{} were open", most_open.get());
+    // The way in, what the root is, three to list it; then OPENs, with each wave's data the next one's OPENs, the last
+    // data, and the last renames.
+    let waves = FILES.div_ceil(handles as usize / 4 * 3);
+    assert_eq!(published_after.get(), 5 + waves + 2, "{handles} handles");
 }

@@ -27,10 +27,12 @@
 //! as that takes, for names that only the mirror has.
 //!
 //! Memory: the entries of the directories that are being read ([`LISTED`], or the largest directory, at some 250
-//! bytes an entry), the names of directories that are still to be walked beside the way down, and [`FILES`] uploads.
+//! bytes an entry), the names of directories that are still to be walked beside the way down, and as many uploads as
+//! `burden.rs` lets through.
 
 pub mod order;
 
+mod burden;
 mod clearing;
 mod compare;
 mod files;
@@ -46,6 +48,7 @@ use super::source::{Entry, Kind, Source};
 use crate::change::{Depth, Owner, RelPath, Scope, Seq};
 use crate::journal::Reached;
 use crate::sftp::{Attrs, Remote, Reply, Request, Status, Ticket, code};
+use burden::Burden;
 use clearing::Clearing;
 pub use compare::Difference;
 use compare::{Sort, sort_of, sort_there};
@@ -58,7 +61,8 @@ use std::io;
 use std::time::{Duration, Instant};
 use walk::Dir;
 
-/// Files on their way at once.
+/// Files on their way at once that are open here, since they are longer than one WRITE. What else bounds them:
+/// `burden.rs`.
 const FILES: usize = 256;
 
 /// Bytes of file data without a reply at most, on each lane. On a slow line it is what is sent in a second, since that
@@ -109,9 +113,11 @@ pub struct Repair<'a, R: Remote> {
     moved_on: bool,
     clearing: Clearing,
     carry: Carry,
-    /// When it was looked how much has been sent, and how much that was.
-    measured: (Instant, u64),
+    /// When it was looked how much has been sent, how much that was, and whether the line was full.
+    measured: (Instant, u64, bool),
     files: std::collections::BTreeMap<Seq, File>,
+    /// What those need.
+    burden: Burden,
     /// Those of them that are sent no further in this slice.
     frozen: HashSet<Seq>,
     /// No file is begun any more.
@@ -166,7 +172,7 @@ impl<'a, R: Remote> Repair<'a, R> {
     pub fn new(remote: &'a mut R, tools: Tools<'a>, mut carry: Carry) -> Repair<'a, R> {
         let mut listings = std::mem::take(&mut carry.listings);
         listings.go_on(remote);
-        let measured = (Instant::now(), remote.traffic().0);
+        let measured = (Instant::now(), remote.traffic().0, false);
         Repair {
             tools,
             remote,
@@ -182,6 +188,7 @@ impl<'a, R: Remote> Repair<'a, R> {
             carry,
             measured,
             files: std::collections::BTreeMap::new(),
+            burden: Burden::default(),
             frozen: HashSet::new(),
             ends: false,
             again: Vec::new(),
@@ -266,16 +273,14 @@ impl<'a, R: Remote> Repair<'a, R> {
 
     /// Asks what is at these paths, where there are some. Says whether to go on.
     fn look(&mut self, paths: Vec<Option<RelPath>>) -> Result<bool, MirrorError> {
-        self.looks = paths.iter().map(|_| None).collect();
-        let mut paths = paths.into_iter().enumerate().peekable();
+        let not_asked = |path: &Option<RelPath>| path.is_none().then_some(Ok(None));
+        self.looks = paths.iter().map(not_asked).collect();
+        let paths = paths.into_iter().enumerate();
+        let mut paths = paths.filter_map(|(n, path)| Some((n, path?))).peekable();
         loop {
             while self.remote.outstanding() < 1024
                 && let Some((index, path)) = paths.next()
             {
-                let Some(path) = path else {
-                    self.looks[index] = Some(Ok(None)); // not asked for
-                    continue;
-                };
                 let path = self.tools.place.path(&path);
                 self.send_as(Purpose::Look(index), Request::Lstat { path });
             }
@@ -494,18 +499,19 @@ impl<'a, R: Remote> Repair<'a, R> {
 
     /// How much may be under way on a lane.
     fn measure(&mut self) {
-        let (since, before) = self.measured;
+        let (since, before, was_full) = self.measured;
         let took = since.elapsed();
-        if took < MEASURE_EVERY {
-            return;
-        }
         // What has arrived: a lot has room on the way there.
         let on_the_way = self.remote.unacknowledged_bytes();
+        let is_full = on_the_way > self.carry.room / 2;
+        if took < MEASURE_EVERY && was_full {
+            return;
+        }
         let arrived = self.remote.traffic().0.saturating_sub(on_the_way as u64);
-        self.measured = (Instant::now(), arrived);
+        self.measured = (Instant::now(), arrived, is_full);
         let lanes = self.remote.lanes().max(1);
-        // Only a line that is full shows how fast it is.
-        if on_the_way > self.carry.room / 2 {
+        // Only a line that was full all the time, as far as can be seen, shows how fast it is.
+        if was_full && is_full {
             let a_second = arrived.saturating_sub(before) as f64 / took.as_secs_f64();
             self.carry.room = (a_second as usize / lanes).clamp(LEAST, UNACKNOWLEDGED);
         }
@@ -513,10 +519,14 @@ impl<'a, R: Remote> Repair<'a, R> {
 
     /// Moves bytes, takes what has come, and shows what is ready.
     fn turn(&mut self) -> Result<(), MirrorError> {
+        self.turn_within(Duration::from_millis(200))
+    }
+
+    /// The same, and waits no longer than that.
+    fn turn_within(&mut self, wait: Duration) -> Result<(), MirrorError> {
         self.measure();
-        self.feed()?;
         self.ask_for_checksums()?;
-        self.remote.pump(Duration::from_millis(200), None)?;
+        self.remote.pump(wait, None)?;
         while let Some((ticket, reply)) = self.remote.reply() {
             let Some(reply) = self.listings.take(ticket, reply, self.remote) else {
                 continue;
@@ -529,6 +539,8 @@ impl<'a, R: Remote> Repair<'a, R> {
             self.begin(file)?;
         }
         self.publish()?;
+        // Files that are closed make room for others in the same round trip.
+        self.feed()?;
         (self.tools.show)(&self.report.counts, None);
         Ok(())
     }

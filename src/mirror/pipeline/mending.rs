@@ -332,10 +332,10 @@ impl<R: Remote> Pipeline<'_, R> {
             let waits = journal.head() > before || !heard.borrow().is_empty();
             began.elapsed() >= if waits { SHORT_SLICE } else { SLICE }
         };
-        let announced = Cell::new(0);
+        let announced = Cell::new(None);
         let durable = || {
             let head = journal.head();
-            if announced.replace(head) != head || head == 0 {
+            if announced.replace(Some(head)) != Some(head) {
                 journal.announce(name, head)?;
             }
             Ok(())

@@ -33,6 +33,9 @@ pub(super) struct Ready {
 /// Names are given to files so many at a time.
 const NAMES: usize = 512;
 
+/// So many files are begun before it is looked what has come.
+const UNSENT: usize = 64;
+
 /// At the end of a slice so many bytes are still sent, that files get done.
 const TO_THE_END: u64 = 1 << 20;
 
@@ -62,7 +65,11 @@ impl<R: Remote> Repair<'_, R> {
         entry: Entry,
         in_place: bool,
     ) -> Result<(), MirrorError> {
-        while self.files.len() >= FILES && !(self.tools.pauses)() {
+        // What is read meanwhile from the disk here is on its way already.
+        if self.files.len() % UNSENT == UNSENT - 1 {
+            self.turn_within(Duration::ZERO)?;
+        }
+        while self.is_full() && !(self.tools.pauses)() {
             self.turn()?;
         }
         let file = File {
@@ -72,16 +79,21 @@ impl<R: Remote> Repair<'_, R> {
             tries: 0,
             upload: None,
         };
-        if let Some(file) = self.go_on_with(file) {
-            self.begin(file)?;
+        match self.go_on_with(file) {
+            Some(file) => self.begin(file),
+            None => self.feed(),
         }
-        self.feed()?;
-        while self.remote.unacknowledged_bytes() >= self.carry.room * self.remote.lanes()
-            && !(self.tools.pauses)()
-        {
-            self.turn()?;
-        }
-        Ok(())
+    }
+
+    /// Whether files have to be sent before one more is begun.
+    fn is_full(&self) -> bool {
+        let room = self.carry.room * self.remote.lanes();
+        self.remote.unacknowledged_bytes() >= room || self.roomiest().is_none()
+    }
+
+    /// The lane for the next file, if it may be begun.
+    fn roomiest(&self) -> Option<usize> {
+        self.burden.roomiest(self.remote, self.most_read())
     }
 
     /// Goes on with a file that an earlier slice has sent a part of, if it is the same by now; else gives it back.
@@ -165,10 +177,9 @@ impl<R: Remote> Repair<'_, R> {
             parts: None,
         };
         // In place on the first lane: its order is that of what is shown.
-        let load = |n: &usize| self.remote.unacknowledged_on(*n);
         let lane = match file.in_place {
             true => 0,
-            false => (0..self.remote.lanes()).min_by_key(load).unwrap_or(0),
+            false => self.roomiest().unwrap_or(0),
         };
         let via = (&mut *self.remote, lane);
         match Upload::start(source, node, wanted, rules, via).map_err(source_error(&file.path))? {
@@ -176,6 +187,7 @@ impl<R: Remote> Repair<'_, R> {
                 for ticket in tickets {
                     self.tickets.insert(ticket, Purpose::Send(number));
                 }
+                self.burden.add(&upload, self.remote);
                 file.upload = Some(upload);
                 self.files.insert(number, file);
             }
@@ -208,11 +220,13 @@ impl<R: Remote> Repair<'_, R> {
 
     /// Sends file data, as far as there is room.
     pub(super) fn feed(&mut self) -> Result<(), MirrorError> {
+        self.burden = Burden::default();
         for (number, file) in &mut self.files {
             let Some(upload) = &mut file.upload else {
                 continue;
             };
             if self.frozen.contains(number) && !upload.has_failed() {
+                self.burden.add(upload, self.remote);
                 continue;
             }
             let tickets = &mut self.tickets;
@@ -225,6 +239,7 @@ impl<R: Remote> Repair<'_, R> {
                     .send_next(self.remote, &mut note)
                     .map_err(source_error(&file.path))?;
             }
+            self.burden.add(upload, self.remote);
         }
         Ok(())
     }
