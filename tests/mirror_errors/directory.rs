@@ -222,7 +222,7 @@ fn what_was_in_a_shut_directory_goes_though_a_later_change_has_opened_or_removed
     let empty = daemon.source().join("empty");
     fs::create_dir(&empty).unwrap();
     fs::write(empty.join("file"), "first").unwrap();
-    fs::set_permissions(&empty, Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&empty, Permissions::from_mode(0o000)).unwrap();
     fs::remove_dir_all(&empty).unwrap();
     resume(&daemon, &["m"]);
     everything_arrives(&daemon, &sshd, &["m"]);
