@@ -29,6 +29,7 @@ mod directories;
 mod inodes;
 mod log;
 mod namespace;
+mod numbered;
 mod open_files;
 mod search;
 pub mod suspects;

@@ -17,12 +17,13 @@
 //! - *A path changes while it is recorded* (J2). Whoever needs a path holds the tree's lock, from
 //!   before the system call until the record is in the log; what changes paths holds its write side.
 
+use super::numbered::Numbered;
 use super::sync::{lock, read, write};
 use super::sys::{self, Result, Stat};
 use crate::change::{NodeId, RelPath};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -80,7 +81,7 @@ struct Node {
 
 /// All known nodes. See the module's comment for who may hold it how.
 pub struct Tree {
-    nodes: HashMap<u64, Node>,
+    nodes: Numbered<Node>,
     /// What was kept of nodes that were dropped: closing it may remove a file from the disk, and nobody
     /// shall wait for that.
     dropped: Vec<Arc<OwnedFd>>,
@@ -98,7 +99,7 @@ impl Tree {
             kept: None,
         };
         Tree {
-            nodes: HashMap::from([(ROOT, root)]),
+            nodes: Numbered::from_iter([(ROOT, root)]),
             dropped: Vec::new(),
             changes: 0,
         }
@@ -289,7 +290,7 @@ impl Tree {
 
 /// Directories that are open, the least lately used ones closed first (second chance).
 struct OpenDirectories {
-    open: HashMap<u64, (Arc<OwnedFd>, bool)>,
+    open: Numbered<(Arc<OwnedFd>, bool)>,
     ring: VecDeque<u64>,
     limit: usize,
 }
@@ -361,7 +362,7 @@ impl Inodes {
         Ok(Inodes {
             tree: RwLock::new(Tree::new()),
             directories: Mutex::new(OpenDirectories {
-                open: HashMap::new(),
+                open: Numbered::default(),
                 ring: VecDeque::new(),
                 limit: limit.max(1),
             }),

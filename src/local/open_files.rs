@@ -11,13 +11,13 @@
 //! Order of locks: a file's own is taken after the tree's, and before that of the log. The table of
 //! files is locked for moments; a file's lock inside it only where no writer can hold it up.
 
+use super::numbered::Numbered;
 use super::search::LastFound;
 use super::sync::{lock, read, write};
 use super::sys::{Result, Stat};
 use super::unseen::Watch;
 use crate::change::{ByteRanges, Extent, NodeId, Timestamp};
 use rustix::io::Errno;
-use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
@@ -356,8 +356,8 @@ impl Handle {
 /// All open files. Handles have numbers, never used twice.
 #[derive(Default)]
 pub struct OpenFiles {
-    files: Mutex<HashMap<u64, Arc<FileState>>>,
-    handles: RwLock<HashMap<u64, Arc<Handle>>>,
+    files: Mutex<Numbered<Arc<FileState>>>,
+    handles: RwLock<Numbered<Arc<Handle>>>,
     last: AtomicU64,
 }
 

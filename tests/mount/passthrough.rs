@@ -85,6 +85,21 @@ fn ranges_written_to_a_known_file_are_recorded_while_others_read_it() {
 }
 
 #[test]
+fn whoever_may_map_a_file_that_others_are_reading_has_all_of_it_recorded() {
+    let m = TestMount::with(LocalOptions::default(), |source| {
+        fs::write(source.join("a"), [b'x'; 10000]).unwrap();
+    });
+    let reader = File::open(m.path("a")).unwrap();
+    let f = read_and_write(m.path("a"));
+    f.write_all_at(b"12345", 5000).unwrap();
+    drop(f);
+    assert_eq!(m.take(), ["content a whole of 10000"]);
+    let mut bytes = [0; 7];
+    reader.read_exact_at(&mut bytes, 4999).unwrap();
+    assert_eq!(&bytes, b"x12345x");
+}
+
+#[test]
 fn a_new_file_that_is_written_to_after_its_record_is_recorded_again_wherever_it_was_written() {
     let m = TestMount::new();
     let mut f = make(m.path("tmp"));
