@@ -259,6 +259,7 @@ fn run_with(
     let watch = move |inode| match watched.being_written(inode) {
         (_, true) => Writing::Anew,
         (true, false) => Writing::UnderWay,
+        (false, false) if watched.is_open_to_write(inode) => Writing::Open,
         (false, false) => Writing::No,
     };
     let recorded = Arc::clone(&local);

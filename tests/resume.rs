@@ -9,8 +9,8 @@ use super::support::sshd::Sshd;
 use super::support::tree::assert_same;
 use super::wide::film;
 use std::fs;
-use std::os::unix::fs::FileExt;
-use std::time::Duration;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::time::{Duration, SystemTime};
 
 const MIB: usize = 1 << 20;
 
@@ -95,4 +95,63 @@ fn what_was_half_there_of_a_file_that_is_gone_is_removed() {
     assert!(mib < 1, "{mib} MiB");
     wait_until("the stage to be empty", || staged(&sshd) == 0);
     assert_same(&daemon.source(), &sshd.base());
+}
+
+/// The same with a film that was there before the mirror was: a repair sends it.
+fn cut_first_sync(mib: usize, sent: usize) -> (Sshd, Relay, Daemon) {
+    let sshd = Sshd::start();
+    let relay = Relay::start(sshd.port(), Duration::from_millis(20));
+    let mut daemon = Daemon::new();
+    daemon.add_mirror_at("m", &sshd, relay.port(), "");
+    let there = daemon.source().join("film");
+    fs::write(&there, film(9, mib * MIB)).unwrap();
+    // What was changed a moment ago does not go on.
+    wait_until("the film to be a little old", || {
+        let changed = there.metadata().unwrap().ctime() as u64;
+        let age = SystemTime::UNIX_EPOCH + Duration::from_secs(changed);
+        age.elapsed().is_ok_and(|age| age > Duration::from_secs(4))
+    });
+    relay.set_rate(24 * MIB as u64);
+    daemon.start();
+    cut_at(&relay, sent);
+    (sshd, relay, daemon)
+}
+
+#[test]
+fn a_repairs_upload_that_was_cut_near_its_end_goes_on_there() {
+    let (sshd, relay, daemon) = cut_first_sync(60, 54);
+    assert!(!sshd.base().join("film").exists());
+    let mib = mib_until_synced(&relay, &daemon);
+    assert!(mib < 60 - 54 + 18, "{mib} MiB");
+    assert_same(&daemon.source(), &sshd.base());
+    wait_until("the stage to be empty", || staged(&sshd) == 0);
+}
+
+#[test]
+fn a_repairs_upload_that_was_cut_near_its_end_goes_on_in_a_new_daemon() {
+    let (sshd, relay, mut daemon) = cut_first_sync(60, 54);
+    daemon.kill();
+    daemon.start();
+    let mib = mib_until_synced(&relay, &daemon);
+    assert!(mib < 60 - 54 + 18, "{mib} MiB");
+    assert_same(&daemon.source(), &sshd.base());
+    wait_until("the stage to be empty", || staged(&sshd) == 0);
+}
+
+#[test]
+fn what_a_repair_had_half_sent_of_a_file_that_changed_since_travels_whole() {
+    let (sshd, relay, mut daemon) = cut_first_sync(24, 18);
+    daemon.stop();
+    // Of the same size and with the time of before: only when the inode changed tells.
+    let path = daemon.source().join("film");
+    let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+    let modified = file.metadata().unwrap().modified().unwrap();
+    file.write_all_at(b"another scene", 5 * MIB as u64).unwrap();
+    file.set_modified(modified).unwrap();
+    drop(file);
+    daemon.start();
+    let mib = mib_until_synced(&relay, &daemon);
+    assert!((23..30).contains(&mib), "{mib} MiB");
+    assert_same(&daemon.source(), &sshd.base());
+    wait_until("the stage to be empty", || staged(&sshd) == 0);
 }

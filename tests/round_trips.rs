@@ -330,3 +330,33 @@ fn a_new_mirror_takes_a_round_trip_for_as_many_files_as_the_server_opens() {
     let waves = FILES.div_ceil(handles as usize / 4 * 3);
     assert_eq!(published_after.get(), 5 + waves + 2, "{handles} handles");
 }
+
+#[test]
+fn a_tree_that_is_removed_takes_as_many_round_trips_as_it_is_deep() {
+    const DIRS: usize = 150;
+    let scene = Scene::new();
+    let (rules, _) = scene.prepare();
+    for n in 0..DIRS {
+        let dir = scene.mirror().join(format!("gone/{n}/below"));
+        fs::create_dir_all(&dir).unwrap();
+        (0..5).for_each(|n| fs::write(dir.join(n.to_string()), "").unwrap());
+    }
+    let scope = Scope {
+        delete: true,
+        ..Scope::TREE
+    };
+    scene.journal.begin_sync("m", scope).unwrap();
+    let removed_after = Cell::new(0);
+    scene.replay(rules, |request, round_trips| {
+        if let Request::Rmdir { .. } = request {
+            removed_after.set(round_trips);
+        }
+    });
+    tree::assert_same(&scene.source(), &scene.mirror());
+    // The way in, what the root is, three to list each of four levels, and one for each that is removed.
+    assert!(
+        removed_after.get() <= 2 + 4 * 3 + 4,
+        "{}",
+        removed_after.get()
+    );
+}

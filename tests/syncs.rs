@@ -537,3 +537,29 @@ fn a_mirror_that_fell_out_of_the_log_is_made_like_the_source_by_itself() {
     assert!(told.contains("is like the source"), "{told}");
     daemon.stop();
 }
+
+#[test]
+fn names_of_one_file_there_that_are_several_files_here_get_a_mode_each() {
+    let sshd = Sshd::builder().ordinary_user().start();
+    let mut daemon = Daemon::new();
+    add(&mut daemon, "m", &sshd, &[]);
+    daemon.start();
+    let www = daemon.source();
+    for (name, mode) in [("a", 0o600), ("b", 0o644)] {
+        fs::write(www.join(name), "the same").unwrap();
+        fs::set_permissions(www.join(name), Permissions::from_mode(mode)).unwrap();
+        let file = fs::File::options()
+            .write(true)
+            .open(www.join(name))
+            .unwrap();
+        file.set_modified(std::time::UNIX_EPOCH + Duration::from_secs(1_000_000_000))
+            .unwrap();
+    }
+    everything_arrives(&daemon, &sshd, &["m"]);
+    // Somebody makes one of them there.
+    let mirror = base(&sshd, "m");
+    fs::remove_file(mirror.join("a")).unwrap();
+    fs::hard_link(mirror.join("b"), mirror.join("a")).unwrap();
+    daemon.ok(&["sync", "m"]);
+    assert_same(&www, &mirror);
+}

@@ -249,7 +249,7 @@ impl Live {
         &self,
         drained: bool,
         at_rest: bool,
-        settled: Seq,
+        settled: Option<Seq>,
         (cursor, sent): (Seq, u64),
         current: impl FnOnce() -> Option<(String, (u64, u64))>,
     ) {
@@ -290,7 +290,7 @@ impl Live {
             MirrorState::Syncing
         };
         now.trying_parked &= !at_rest;
-        now.settled = now.settled.max(Some(settled));
+        now.settled = now.settled.max(settled);
         now.current = current().map(|(path, (size, done))| (path, size, done));
     }
 }

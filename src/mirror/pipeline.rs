@@ -222,7 +222,7 @@ pub struct Pipeline<'a, R: Remote> {
     repaired_counts: Counts,
     recorded_at: Instant,
     /// Everything up to here is done, directories' times included.
-    settled: Seq,
+    settled: Option<Seq>,
     /// What that will be when the pass under way is over.
     settling: Option<Seq>,
     /// Since when, and at which change, the mirror has not had everything.
@@ -299,7 +299,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
             carry: repair::Carry::default(),
             repaired_counts: before.map_or(Counts::default(), |repair| repair.counts),
             recorded_at: now,
-            settled: 0,
+            settled: None,
             settling: None,
             behind_since: None,
             caught_up: false,
@@ -460,7 +460,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
                 let denied = status.is_some_and(|s| s.code == code::PERMISSION_DENIED);
                 if let Some(denied) = self.settle.take(index, denied) {
                     if denied.is_empty() {
-                        self.settled = self.settling.unwrap_or(self.settled);
+                        self.settled = self.settling.or(self.settled);
                     }
                     self.settling = None;
                     self.shut_out = denied;

@@ -39,11 +39,13 @@ mod files;
 mod listing;
 mod reading;
 mod report;
+mod resumed;
 mod suspects;
 mod walk;
 
 use super::errors::MirrorError;
 use super::plan::{self, Place, Rules, is_dir};
+use super::resume::{Left, Staged};
 use super::source::{Entry, Kind, Source};
 use crate::change::{Depth, Owner, RelPath, Scope, Seq};
 use crate::journal::Reached;

@@ -83,6 +83,16 @@ impl Span {
     }
 }
 
+/// The same number for one that has also been as it is since `ctime`: see `repair/resumed.rs`.
+pub(super) fn since(version: u64, ctime: Timestamp) -> u64 {
+    let parts = [
+        &version.to_le_bytes()[..],
+        &ctime.seconds.to_le_bytes(),
+        &ctime.nanoseconds.to_le_bytes(),
+    ];
+    fnv(parts.concat().as_slice()) & VERSIONS
+}
+
 /// Versions have 48 bits: 12 digits.
 const VERSIONS: u64 = (1 << 48) - 1;
 const DIGITS: usize = 12;
@@ -122,7 +132,7 @@ impl Staged {
 
 /// What an earlier session has left of a version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Left {
+pub enum Left {
     /// Nothing.
     Nothing,
     /// Something; how much is to be seen there.

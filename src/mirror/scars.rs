@@ -139,7 +139,7 @@ impl Scars {
             pause,
         };
         for mend in noted {
-            scars.since = Some(1); // it is not known any more
+            scars.since = Some(0); // it is not known any more
             scars.insert(Scar::new(mend));
         }
         scars.keep_few();

@@ -27,8 +27,10 @@ const ENOMEM_TRIES: u32 = 20;
 /// What is being done to a file of the source, as far as the log does not know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Writing {
-    /// Nothing that would make it half old and half new.
+    /// Nothing, and nobody has it open to write.
     No,
+    /// Nothing that would make it half old and half new, but somebody has it open to write.
+    Open,
     /// A write is under way this moment.
     UnderWay,
     /// It is written from its beginning, and not closed: what is there now is no version of it. It will

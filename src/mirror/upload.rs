@@ -248,7 +248,7 @@ impl Upload {
         if writing == Writing::Anew && !has_links(&stat) {
             return Ok(Start::Rewritten);
         }
-        let still = writing == Writing::No && stamp_of(&file)? == stamp;
+        let still = matches!(writing, Writing::No | Writing::Open) && stamp_of(&file)? == stamp;
         let body = match bytes {
             Some(bytes) if still => Body::Read(bytes),
             Some(_) | None => Body::Open(file),
@@ -628,9 +628,9 @@ impl Upload {
         Ok(Some(match writing {
             Writing::Anew if !linked => Outcome::Rewritten,
             Writing::Anew => Outcome::Half,
-            Writing::No if unchanged => Outcome::Complete,
-            Writing::No | Writing::UnderWay if linked => Outcome::Half,
-            Writing::No | Writing::UnderWay => Outcome::Changed,
+            Writing::No | Writing::Open if unchanged => Outcome::Complete,
+            Writing::No | Writing::Open | Writing::UnderWay if linked => Outcome::Half,
+            Writing::No | Writing::Open | Writing::UnderWay => Outcome::Changed,
         }))
     }
 

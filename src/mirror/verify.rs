@@ -12,6 +12,7 @@ use super::live::Live;
 use super::plan::{Place, Rules, is_dir};
 use super::prepare::ask;
 use super::repair::{Carry, Counts, Difference, Job, Repair, Report, Tools};
+use super::resume::Left;
 use super::source::Source;
 use super::target;
 use crate::change::{Depth, RelPath, Scope};
@@ -73,6 +74,7 @@ pub fn verify(
             pauses: &|| false,
             show: &|counts, at| live.verifying(Some(*counts), at),
             compare: true,
+            left: &|_| Left::Nothing,
             spares: &|_| false,
             resends: &|_| None,
         };

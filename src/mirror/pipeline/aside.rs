@@ -196,7 +196,7 @@ impl<R: Remote> Pipeline<'_, R> {
 
     /// How far the mirror is: it has every change up to here.
     pub(super) fn reached(&self) -> Seq {
-        self.not_lacked(self.cursor)
+        self.not_lacked(self.cursor).unwrap_or(0)
     }
 
     /// Writes the marker when it is time: see [`Renewal`].

@@ -359,6 +359,7 @@ impl<R: Remote> Pipeline<'_, R> {
             pauses: &pauses,
             show: &show,
             compare: false,
+            left: &|staged| self.setup.kept.of(staged, self.setup.memory),
             spares: &|path| held.reaches_over(path),
             resends: &|path| scars.resends(path),
         };

@@ -107,7 +107,7 @@ impl<R: Remote> Pipeline<'_, R> {
             return Ok(());
         };
         if requests.is_empty() {
-            self.settled = self.settling.take().unwrap_or(self.settled);
+            self.settled = self.settling.take().or(self.settled);
         }
         for (index, request) in requests.into_iter().enumerate() {
             let ticket = self.remote.send(request);
@@ -126,23 +126,26 @@ impl<R: Remote> Pipeline<'_, R> {
     }
 
     /// What the mirror lacks is not settled, however far the cursor is; and when it is there, the times of its
-    /// directories are yet to be set.
-    pub(super) fn not_lacked(&self, upto: Seq) -> Seq {
-        self.first_lacked()
-            .map_or(upto, |first| upto.min(first - 1))
+    /// directories are yet to be set. None: of a mirror that is being filled nothing is.
+    pub(super) fn not_lacked(&self, upto: Seq) -> Option<Seq> {
+        match self.first_lacked() {
+            None => Some(upto),
+            Some(first) => Some(upto.min(first.checked_sub(1)?)),
+        }
     }
 
     pub(super) fn show(&mut self) {
         self.warn_of_the_rest();
         if self.settle.is_clear() {
-            self.settled = self.cursor;
+            self.settled = Some(self.cursor);
         }
         let first = self.window.front().map(|job| job.row.seq);
         let at_rest = self.held.is_at_rest(first) & !self.scars.has_due();
-        if !self.scars.has_open() {
+        // With directories' times; but those of a mirror that is busy with what comes are never all set.
+        if !self.scars.has_open() && (self.settle.is_clear() || !self.is_drained()) {
             self.setup.live.repaired();
         }
-        self.settled = self.not_lacked(self.settled);
+        self.settled = self.settled.and_then(|upto| self.not_lacked(upto));
         let settled = self.settled;
         let lacks = self.first_lacked();
         let drained =

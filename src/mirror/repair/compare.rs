@@ -210,8 +210,12 @@ impl<R: Remote> Repair<'_, R> {
             if several && !self.is_one_file(&path, here, there) {
                 return Ok(());
             }
-            self.fix_attributes(path, here, &there.attrs);
-            return Ok(());
+            // Set there, they would be those of its other names, too, which are other files here.
+            let shared = here.st_nlink == 1 && there.links.is_some_and(|links| links > 1);
+            if !shared || self.has_attributes(here, &there.attrs) {
+                self.fix_attributes(path, here, &there.attrs);
+                return Ok(());
+            }
         }
         if let Some(there) = there
             && suspect
@@ -235,10 +239,15 @@ impl<R: Remote> Repair<'_, R> {
         self.send(path, entry, several && there.is_some())
     }
 
+    /// Whether a file has the mode and the owner that it can have there.
+    fn has_attributes(&self, here: &Stat, there: &Attrs) -> bool {
+        let rules = self.tools.rules;
+        (!rules.setstat || same_mode(here, there)) && same_owner(here, there, rules)
+    }
+
     /// Sets what differs of a file that has its bytes.
     pub(super) fn fix_attributes(&mut self, path: RelPath, here: &Stat, there: &Attrs) {
-        let same = !self.tools.rules.setstat || same_mode(here, there);
-        if same && same_owner(here, there, self.tools.rules) {
+        if self.has_attributes(here, there) {
             return;
         }
         self.report.counts.set += 1;

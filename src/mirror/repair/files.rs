@@ -11,6 +11,8 @@ pub(super) struct File {
     entry: Entry,
     in_place: bool,
     tries: u32,
+    /// Its name in the stage.
+    staged: Staged,
     /// None: not begun.
     upload: Option<Box<Upload>>,
 }
@@ -24,7 +26,7 @@ pub(super) struct Link {
 
 /// Something that is ready to be shown.
 pub(super) struct Ready {
-    number: Seq,
+    staged: Staged,
     path: RelPath,
     /// It is a further name of a file. A rename of one name of a file over another does nothing (rename(2)).
     is_name: bool,
@@ -42,12 +44,20 @@ const TO_THE_END: u64 = 1 << 20;
 /// So many files that are half sent are kept for the next slice: each takes handles there. Of more nothing is, mostly.
 const PAUSED: usize = 16;
 
+/// A name that says nothing of a version.
+fn plain(number: Seq) -> Staged {
+    Staged {
+        seq: number,
+        version: None,
+    }
+}
+
 /// Forgets a file that is half sent, and what there is of it there.
-pub(super) fn discard<R: Remote>(number: Seq, file: File, place: &Place, remote: &mut R) {
+pub(super) fn discard<R: Remote>(file: File, place: &Place, remote: &mut R) {
     let Some(upload) = file.upload else { return };
     let lane = upload.lane();
     upload.give_up(remote); // nobody waits for that
-    let path = place.stage(number);
+    let path = place.staged(file.staged);
     remote.send_on(lane, Request::Remove { path });
 }
 
@@ -77,6 +87,7 @@ impl<R: Remote> Repair<'_, R> {
             entry,
             in_place,
             tries: 0,
+            staged: plain(0),
             upload: None,
         };
         match self.go_on_with(file) {
@@ -110,12 +121,17 @@ impl<R: Remote> Repair<'_, R> {
             !file.in_place && upload.is_still(&file.entry.stat, self.tools.rules)
         };
         if !paused.upload.as_mut().is_some_and(goes_on) {
-            discard(number, paused, self.tools.place, self.remote);
+            discard(paused, self.tools.place, self.remote);
             return Some(file);
         }
         self.report.touched.extend(file.path.parent());
-        let upload = paused.upload.take();
-        self.files.insert(number, File { upload, ..file });
+        let (staged, upload) = (paused.staged, paused.upload.take());
+        let file = File {
+            staged,
+            upload,
+            ..file
+        };
+        self.files.insert(number, file);
         None
     }
 
@@ -141,7 +157,7 @@ impl<R: Remote> Repair<'_, R> {
         for (number, file) in std::mem::take(&mut self.carry.paused) {
             let looked = |(job, begun): (&Job, &bool)| *begun && job.path == file.path;
             if self.jobs.iter().zip(&self.begun).any(looked) {
-                discard(number, file, self.tools.place, self.remote);
+                discard(file, self.tools.place, self.remote);
             } else {
                 self.carry.paused.push((number, file));
             }
@@ -151,7 +167,7 @@ impl<R: Remote> Repair<'_, R> {
             if self.carry.paused.len() < PAUSED {
                 self.carry.paused.push((number, file));
             } else {
-                discard(number, file, self.tools.place, self.remote);
+                discard(file, self.tools.place, self.remote);
             }
         }
     }
@@ -162,27 +178,39 @@ impl<R: Remote> Repair<'_, R> {
         };
         self.report.touched.extend(file.path.parent());
         let number = self.next_number();
-        let dest = match file.in_place {
-            true => self.tools.place.path(&file.path),
-            false => self.tools.place.stage(number),
-        };
+        file.staged = plain(number);
         if file.in_place {
             (self.tools.durable)()?;
         }
         self.want_lanes(file.entry.stat.st_size as u64);
         let Tools { source, rules, .. } = self.tools;
-        let wanted = Wanted {
-            dest,
-            in_place: file.in_place,
-            parts: None,
-        };
         // In place on the first lane: its order is that of what is shown.
         let lane = match file.in_place {
             true => 0,
             false => self.roomiest().unwrap_or(0),
         };
+        let resumes = !file.in_place && resumed::may_go_on(source, &file.entry.stat, rules);
         let via = (&mut *self.remote, lane);
-        match Upload::start(source, node, wanted, rules, via).map_err(source_error(&file.path))? {
+        let started = if resumes {
+            let Carry { versions, .. } = &mut self.carry;
+            let place_of = |version| {
+                file.staged = resumed::name_of(version, &file.entry.stat, number, versions);
+                let left = (self.tools.left)(file.staged);
+                (self.tools.place.staged(file.staged), left)
+            };
+            Upload::make_ready(source, node, place_of, rules, via)
+        } else {
+            let wanted = Wanted {
+                dest: match file.in_place {
+                    true => self.tools.place.path(&file.path),
+                    false => self.tools.place.staged(file.staged),
+                },
+                in_place: file.in_place,
+                parts: None,
+            };
+            Upload::start(source, node, wanted, rules, via)
+        };
+        match started.map_err(source_error(&file.path))? {
             Start::Begun(upload, tickets) => {
                 for ticket in tickets {
                     self.tickets.insert(ticket, Purpose::Send(number));
@@ -204,6 +232,7 @@ impl<R: Remote> Repair<'_, R> {
             entry,
             in_place: false,
             tries: 0,
+            staged: plain(0),
             upload: None,
         });
     }
@@ -251,13 +280,14 @@ impl<R: Remote> Repair<'_, R> {
         }
         (self.tools.durable)()?;
         for Ready {
-            number,
+            staged,
             path,
             is_name,
         } in std::mem::take(&mut self.ready)
         {
             self.report.touched.extend(path.parent());
-            let (from, to) = (self.tools.place.stage(number), self.tools.place.path(&path));
+            let from = self.tools.place.staged(staged);
+            let to = self.tools.place.path(&path);
             for request in plan::replace(from.clone(), to, self.tools.rules) {
                 match request {
                     // Of that nothing is to be learned.
@@ -297,7 +327,7 @@ impl<R: Remote> Repair<'_, R> {
             return Ok(());
         };
         self.report.counts.bytes += sent;
-        let path = self.tools.place.stage(number);
+        let path = self.tools.place.staged(file.staged);
         match outcome {
             Outcome::Changed if file.tries < AGAIN => {
                 self.remote.send_on(lane, Request::Remove { path });
@@ -322,7 +352,7 @@ impl<R: Remote> Repair<'_, R> {
                 self.report.counts.sent += 1;
                 if !file.in_place {
                     self.ready.push(Ready {
-                        number,
+                        staged: file.staged,
                         path: file.path,
                         is_name: false,
                     });
@@ -372,7 +402,7 @@ impl<R: Remote> Repair<'_, R> {
             None => {
                 self.report.counts.sent += 1;
                 self.ready.push(Ready {
-                    number,
+                    staged: plain(number),
                     path: link.path,
                     is_name: false,
                 });
@@ -420,7 +450,7 @@ impl<R: Remote> Repair<'_, R> {
         if status.is_none() {
             self.report.counts.sent += 1;
             self.ready.push(Ready {
-                number,
+                staged: plain(number),
                 path,
                 is_name: true,
             });

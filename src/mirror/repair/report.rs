@@ -5,7 +5,7 @@ use super::listing::Listings;
 use super::*;
 
 /// The numbers under which files are made ready here are above this one: far above those of changes.
-const NUMBERS: Seq = 1 << 62;
+pub(super) const NUMBERS: Seq = 1 << 62;
 
 /// What it works with.
 pub struct Tools<'a> {
@@ -25,6 +25,8 @@ pub struct Tools<'a> {
     pub show: &'a dyn Fn(&Counts, Option<&RelPath>),
     /// Nothing is changed there: it is only told in what entries differ.
     pub compare: bool,
+    /// What an earlier session has left of a file that is made ready by this name.
+    pub left: &'a dyn Fn(Staged) -> Left,
     /// Whether a path, and what is below it, is left alone.
     pub spares: &'a dyn Fn(&RelPath) -> bool,
     /// Whether the bytes of a file below are in doubt, and whether it is to be sent whatever it looks like; none: nothing
@@ -116,6 +118,8 @@ pub struct Carry {
     pub(super) room: usize,
     /// Big files that are half sent.
     pub(super) paused: Vec<(Seq, File)>,
+    /// Versions of files that were begun in this session.
+    pub(super) versions: HashSet<u64>,
 }
 
 impl Default for Carry {
@@ -128,6 +132,7 @@ impl Default for Carry {
             listings: Listings::default(),
             room: FIRST,
             paused: Vec::new(),
+            versions: HashSet::new(),
         }
     }
 }
@@ -137,8 +142,8 @@ impl Carry {
     pub fn end<R: Remote>(&mut self, place: &Place, remote: &mut R) {
         (self.long, self.room) = (None, FIRST);
         self.listings.drop_all_but(None, remote);
-        for (number, file) in std::mem::take(&mut self.paused) {
-            files::discard(number, file, place, remote);
+        for (_, file) in std::mem::take(&mut self.paused) {
+            files::discard(file, place, remote);
         }
     }
 }
