@@ -82,8 +82,9 @@ enum How {
     Anew,
     /// What of it is not there yet, into a file that nobody else sees.
     Behind(Left),
-    /// Into the file that stands there: only these parts; none: all.
-    InPlace(Option<Parts>),
+    /// Into the file that stands there: only these parts; none: all. Without what is known to be there up to so many
+    /// bytes.
+    InPlace(Option<Parts>, u64),
 }
 
 /// Where an upload is.
@@ -129,8 +130,10 @@ pub struct Upload {
     fsync: bool,
     /// Where attributes are to be set by path: that.
     set_at: Option<Vec<u8>>,
-    /// Of which version it is, where its name there tells.
+    /// Of which version it is, where that is asked when it goes on.
     version: Option<u64>,
+    /// Whether its name there tells that.
+    is_staged: bool,
     /// What is to be sent: sorted, disjoint, in bytes.
     ranges: Vec<(u64, u64)>,
     /// From here on nothing is there, and holes need not be sent.
@@ -188,7 +191,7 @@ impl Upload {
             parts,
         } = wanted;
         let how = if in_place {
-            How::InPlace(parts)
+            How::InPlace(parts, 0)
         } else {
             How::Anew
         };
@@ -215,6 +218,34 @@ impl Upload {
         Upload::begin(source, node, to, rules, via)
     }
 
+    /// The same for a file that is written where it stands, and may have been begun by an earlier session. `known`
+    /// tells of a version how much is there, in bytes: see `resume.rs`.
+    ///
+    /// # Errors
+    /// The file can't be read here.
+    pub(super) fn go_on_in_place<R: Remote>(
+        source: &Source,
+        node: &NodeId,
+        wanted: Wanted,
+        known: impl FnOnce(u64) -> u64,
+        rules: Rules,
+        via: (&mut R, usize),
+    ) -> io::Result<Start> {
+        let Wanted { dest, parts, .. } = wanted;
+        let to = |stamp: Stamp| {
+            let large = stamp.size >= rules.span.from && stamp.size > CHUNK as u64;
+            let worth = large && rules.fsync != Wish::Yes;
+            let version =
+                rules
+                    .span
+                    .version_in_place(node, stamp.size, stamp.mtime, parts.as_ref());
+            let known = if worth { known(version) } else { 0 };
+            let version = Some(version).filter(|_| worth);
+            (dest, How::InPlace(parts, known), version)
+        };
+        Upload::begin(source, node, to, rules, via)
+    }
+
     fn begin<R: Remote>(
         source: &Source,
         node: &NodeId,
@@ -230,17 +261,18 @@ impl Upload {
             mtime: mtime_of(&stat),
         };
         let (dest, how, version) = to(stamp);
-        let in_place = matches!(how, How::InPlace(_));
+        let in_place = matches!(how, How::InPlace(..));
+        let is_staged = matches!(how, How::Behind(_));
         let sets = rules.fsetstat || rules.setstat;
         let mut attrs = attributes_in(&stat, rules);
         if !sets {
             attrs.clear();
         }
         let bytes = match how {
-            How::Anew | How::InPlace(None) | How::Behind(Left::Nothing) => {
+            How::Anew | How::InPlace(None, 0) | How::Behind(Left::Nothing) => {
                 small_file(&file, stamp)?
             }
-            How::InPlace(Some(_)) | How::Behind(_) => None,
+            How::InPlace(..) | How::Behind(_) => None,
         };
         // First whether it is written, then whether it has changed: what was whole in between, and is the same
         // now, is a version.
@@ -266,15 +298,17 @@ impl Upload {
         };
         let (mode, attrs_at_open) = match how {
             // Nothing else can cut it.
-            How::InPlace(None) if !sets => (OpenMode::Create, Attrs::default()),
+            How::InPlace(None, 0) if !sets => (OpenMode::Create, Attrs::default()),
             How::Anew => (OpenMode::Create, private),
             How::Behind(_) => (OpenMode::Continue, private),
-            How::InPlace(_) => (OpenMode::Update, Attrs::default()),
+            How::InPlace(..) => (OpenMode::Update, Attrs::default()),
         };
         let mut tickets = Vec::new();
         if matches!(
             how,
-            How::InPlace(Some(_)) | How::Behind(Left::Something | Left::Bytes(_))
+            How::InPlace(Some(_), _)
+                | How::InPlace(None, 1..)
+                | How::Behind(Left::Something | Left::Bytes(_))
         ) {
             let path = dest.clone();
             tickets.push(remote.send_on(lane, Request::Lstat { path }));
@@ -300,6 +334,7 @@ impl Upload {
             fsync: rules.fsync == Wish::Yes,
             set_at,
             version,
+            is_staged,
             ranges: vec![(0, stamp.size)],
             // Where no size can be set, a hole at the end has to be written.
             new_from: if in_place || !sets { u64::MAX } else { 0 },
@@ -309,8 +344,8 @@ impl Upload {
             sent_to: 0,
             writes: BTreeMap::new(),
             span: match version {
-                Some(_) => rules.span.of(is_wide),
-                None => u64::MAX,
+                Some(_) if is_staged => rules.span.of(is_wide),
+                Some(_) | None => u64::MAX,
             },
             held_back: None,
             goes_on: false,
@@ -322,7 +357,7 @@ impl Upload {
         Ok(Start::Begun(Box::new(upload), tickets))
     }
 
-    /// Which version its name in the stage tells, if it does.
+    /// Which version it is, if it can go on in another session.
     pub fn version(&self) -> Option<u64> {
         self.version
     }
@@ -455,7 +490,7 @@ impl Upload {
     /// Whether all WRITEs have to be acknowledged before the attributes are sent. Also where those make the file
     /// longer than what was written: see `resume.rs`.
     fn settles_first(&self) -> bool {
-        self.settle_first || (self.version.is_some() && self.sent_to < self.end())
+        self.settle_first || (self.is_staged && self.sent_to < self.end())
     }
 
     /// Whether the piece that was held back has to wait on.
@@ -603,10 +638,16 @@ impl Upload {
             };
             match std::mem::replace(&mut self.how, How::Anew) {
                 How::Behind(left) if left != Left::Nothing => self.go_on_behind(left, seen),
-                How::InPlace(Some(parts)) if self.failure.is_none() => {
-                    self.failure = self.fit(parts, seen).err();
+                How::InPlace(parts, known) if self.failure.is_none() => {
+                    let seen = seen.filter(is_file);
+                    let fits = match parts {
+                        Some(parts) => self.fit(parts, seen),
+                        None => Ok(()),
+                    };
+                    self.failure = fits.err();
+                    self.leave_out_what_is_there(known, seen);
                 }
-                How::Anew | How::Behind(_) | How::InPlace(_) => {}
+                How::Anew | How::Behind(_) | How::InPlace(..) => {}
             }
         }
         if !matches!(self.phase, Phase::Closing) || self.waiting > 0 {
@@ -634,6 +675,19 @@ impl Upload {
         }))
     }
 
+    /// Sends nothing of the first `known` bytes again of a file that is written where it stands, if it is as long.
+    fn leave_out_what_is_there(&mut self, known: u64, seen: Option<Attrs>) {
+        let there = seen.and_then(|attrs| attrs.size).unwrap_or(0);
+        if known == 0 || there < known || self.failure.is_some() {
+            return;
+        }
+        let known = known - known % CHUNK as u64;
+        let before = |range: &(u64, u64)| range.1.min(known).saturating_sub(range.0);
+        self.sent = self.ranges.iter().map(before).sum();
+        (self.next, self.sent_to) = (known, known);
+        self.goes_on = known > 0;
+    }
+
     /// Goes on behind what an earlier session has brought, if that is there and can be written.
     fn go_on_behind(&mut self, left: Left, seen: Option<Attrs>) {
         if matches!(self.phase, Phase::Closing) {
@@ -645,4 +699,9 @@ impl Upload {
         (self.sent, self.sent_to) = (self.next, self.next);
         self.goes_on = self.next > 0;
     }
+}
+
+/// Whether it is a regular file.
+fn is_file(attrs: &Attrs) -> bool {
+    attrs.mode.is_some_and(|mode| mode & S_IFMT == S_IFREG)
 }
