@@ -155,16 +155,3 @@ fn a_file_with_several_names_that_changed_while_it_was_cut_off_has_no_old_bytes(
     assert!((23..32).contains(&mib), "{mib} MiB");
     assert_linked(&sshd, &daemon);
 }
-
-#[test]
-fn what_somebody_cut_of_a_file_with_several_names_is_not_taken_for_there() {
-    let (sshd, relay, daemon) = cut_linked_film(24, 18);
-    let there = fs::OpenOptions::new()
-        .write(true)
-        .open(sshd.base().join("film"))
-        .unwrap();
-    there.set_len(5 * MIB as u64).unwrap();
-    let mib = mib_until_synced(&relay, &daemon);
-    assert!((23..32).contains(&mib), "{mib} MiB");
-    assert_linked(&sshd, &daemon);
-}
