@@ -31,6 +31,7 @@ mod error;
 mod health;
 mod holds;
 mod mends;
+mod partial;
 mod reader;
 mod rebuild;
 mod syncs;
@@ -350,7 +351,7 @@ impl Journal {
             let all = writer.db.unchecked_transaction()?;
             forget_work(&all, name, &WORK)?;
             all.execute("DELETE FROM mirror WHERE name = ?1", [name])?;
-            for key in holds::keys(name) {
+            for key in holds::keys(name).into_iter().chain([partial::key(name)]) {
                 all.execute("DELETE FROM meta WHERE key = ?1", [key])?;
             }
             all.commit()

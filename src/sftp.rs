@@ -148,10 +148,13 @@ pub enum Request {
         from: Vec<u8>,
         to: Vec<u8>,
     },
-    /// copy-data: all that `from` holds, into `to` from its start on.
+    /// copy-data: `len` bytes of `from`, or up to its end where that is 0, to the same place in `to`. (It fails if there
+    /// are less.)
     CopyData {
         from: Handle,
         to: Handle,
+        offset: u64,
+        len: u64,
     },
     /// fsync@openssh.com.
     Fsync {

@@ -218,3 +218,50 @@ fn with_atomic_updates_a_server_that_copies_nothing_gets_the_file_whole() {
     let unsupported = world.daemon.mirror("m")["unsupported"].to_string();
     assert!(unsupported.contains("sent whole"), "{unsupported}");
 }
+
+/// Lets everything pass, but holds what comes behind each copy-data up, as a slow disk would: so long for each MiB.
+const SLOW_DISK: &str = r#"exec python3 -c '
+import os, struct, subprocess, sys, time
+server = subprocess.Popen(["/usr/lib/openssh/sftp-server"], stdin=subprocess.PIPE)
+size = int(sys.argv[1])
+def read(n):
+    data = b""
+    while len(data) < n:
+        more = os.read(0, n - len(data))
+        if not more:
+            server.stdin.close()
+            sys.exit(server.wait())
+        data += more
+    return data
+while True:
+    length = read(4)
+    packet = read(struct.unpack(">I", length)[0])
+    at = packet.find(b"\x00\x00\x00\x09copy-data")
+    if packet[0] == 200 and at == 5:
+        rest = packet[at + 13:]
+        rest = rest[4 + struct.unpack(">I", rest[:4])[0]:]
+        offset, wanted = struct.unpack(">QQ", rest[:16])
+        time.sleep((wanted or size - offset) / (1 << 20) * 0.12)
+    server.stdin.write(length + packet)
+    server.stdin.flush()
+' "#;
+
+#[test]
+fn a_big_file_is_copied_on_a_mirror_whose_disk_is_slow() {
+    let size = 48 << 20;
+    let sshd = Sshd::builder()
+        .sftp_script(&format!("{SLOW_DISK}{size}"))
+        .start();
+    // The whole takes longer than this, a part of it does not.
+    let world = World::with(sshd, "atomic_updates = yes\nio_timeout = 5s");
+    fs::remove_file(world.here()).unwrap();
+    let film = File::create(world.here()).unwrap();
+    film.write_all_at(&[1; 1 << 20], 0).unwrap();
+    film.set_len(size).unwrap();
+    drop(film);
+    world.daemon.wait();
+    let inode = world.there().metadata().unwrap().ino();
+    let bytes = world.bytes(|| world.open().write_all_at(&[7; 4096], 5).unwrap());
+    assert!(bytes < 64 * 1024, "{bytes} bytes");
+    assert_ne!(world.there().metadata().unwrap().ino(), inode);
+}

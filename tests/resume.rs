@@ -97,6 +97,65 @@ fn what_was_half_there_of_a_file_that_is_gone_is_removed() {
     assert_same(&daemon.source(), &sshd.base());
 }
 
+/// A file with two names that is made anew where it stands, cut near its end.
+fn cut_linked_film(mib: usize, sent: usize) -> (Sshd, Relay, Daemon) {
+    let sshd = Sshd::start();
+    let relay = Relay::start(sshd.port(), Duration::from_millis(20));
+    let mut daemon = Daemon::new();
+    daemon.add_mirror_at("m", &sshd, relay.port(), "");
+    daemon.start();
+    let film_here = daemon.source().join("film");
+    fs::write(&film_here, "a trailer").unwrap();
+    fs::hard_link(&film_here, daemon.source().join("again")).unwrap();
+    daemon.wait();
+    let before = relay.bytes_up() as usize;
+    relay.set_rate(24 * MIB as u64);
+    fs::write(&film_here, film(9, mib * MIB)).unwrap();
+    wait_until("bytes", || relay.bytes_up() as usize > before + sent * MIB);
+    relay.refuse(true);
+    relay.cut();
+    (sshd, relay, daemon)
+}
+
+/// Both names are one file there, like here.
+fn assert_linked(sshd: &Sshd, daemon: &Daemon) {
+    assert_same(&daemon.source(), &sshd.base());
+    let inode = |name: &str| sshd.base().join(name).metadata().unwrap().ino();
+    assert_eq!(inode("film"), inode("again"));
+}
+
+#[test]
+fn an_upload_of_a_file_with_several_names_goes_on_where_it_was_cut() {
+    let (sshd, relay, daemon) = cut_linked_film(40, 36);
+    let mib = mib_until_synced(&relay, &daemon);
+    assert!(mib < 40 - 36 + 14, "{mib} MiB");
+    assert_linked(&sshd, &daemon);
+}
+
+#[test]
+fn an_upload_of_a_file_with_several_names_goes_on_in_a_new_daemon() {
+    let (sshd, relay, mut daemon) = cut_linked_film(40, 36);
+    daemon.kill();
+    daemon.start();
+    let mib = mib_until_synced(&relay, &daemon);
+    assert!(mib < 40 - 36 + 18, "{mib} MiB");
+    assert_linked(&sshd, &daemon);
+}
+
+#[test]
+fn a_file_with_several_names_that_changed_while_it_was_cut_off_has_no_old_bytes() {
+    let (sshd, relay, daemon) = cut_linked_film(24, 18);
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .open(daemon.source().join("again"))
+        .unwrap();
+    file.write_all_at(b"another scene", 5 * MIB as u64).unwrap();
+    drop(file);
+    let mib = mib_until_synced(&relay, &daemon);
+    assert!((23..32).contains(&mib), "{mib} MiB");
+    assert_linked(&sshd, &daemon);
+}
+
 /// The same with a film that was there before the mirror was: a repair sends it.
 fn cut_first_sync(mib: usize, sent: usize) -> (Sshd, Relay, Daemon) {
     let sshd = Sshd::start();

@@ -6,7 +6,7 @@ use super::support::daemon::Daemon;
 use super::support::mounts::wait_until;
 use super::support::relay::Relay;
 use super::support::sshd::{ORDINARY_USER, Sshd, ids_of};
-use super::support::tree::differences;
+use super::support::tree::{assert_same, differences};
 use std::fs::{self, Permissions};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};

@@ -43,8 +43,8 @@ use std::hash::{BuildHasher, Hasher};
 /// How the names of ways begin.
 const WAY: &[u8] = b"way-";
 
-/// A file up to this size, in bytes, is copied on the mirror rather than changed where an old server may still write. The
-/// copy is one request, which has to be answered within `io_timeout`.
+/// A file up to this size, in bytes, is copied on the mirror rather than changed where an old server may still write: more
+/// would keep what comes behind it waiting for too long.
 pub(super) const MOST_COPIED: u64 = 256 << 20;
 
 /// Whether a name in ProxyFS's own directory is that of a session's way.

@@ -40,13 +40,13 @@ use super::marker::{Marker, Renewal};
 use super::plan::{self, Place, Publish, Rules, Staging, Verdict};
 use super::related::PathIndex;
 use super::repair::{self, Counts};
-use super::resume::{Kept, Left, Memory, Staged};
+use super::resume::{Kept, Left, Memory, Staged, is_in_place};
 use super::scars::Scars;
 use super::settle::Settle;
 use super::source::Source;
 use super::upload::{CHUNK, Outcome, Start, Upload, attributes_now};
 use crate::change::{ByteRanges, Change, Extent, NodeId, RelPath, Seq};
-use crate::journal::{Journal, Progress, Reader, Row, SOURCE_ID, now_ms};
+use crate::journal::{Journal, JournalError, Progress, Reader, Row, SOURCE_ID, now_ms};
 use crate::sftp::lanes::{FAR, MOST_LANES};
 use crate::sftp::{Attrs, OpenMode, Remote, Reply, Request, Status, Ticket, code};
 use std::cell::RefCell;
@@ -257,6 +257,11 @@ impl<'a, R: Remote> Pipeline<'a, R> {
         let before = setup.live.now().repair.filter(|repair| repair.running);
         let held = Held::new(parked, setup.parked_pause, setup.try_again);
         let now = Instant::now();
+        for (file, bytes) in setup.journal.partial(setup.name)? {
+            if file.0 > position.cursor {
+                setup.memory.borrow_mut().entry(file).or_insert(bytes);
+            }
+        }
         let was_cut = !setup.memory.borrow().is_empty() || !setup.kept.is_empty();
         Ok(Pipeline {
             sweeps: was_cut || position.sent_upto > position.cursor,
@@ -318,20 +323,34 @@ impl<'a, R: Remote> Pipeline<'a, R> {
         let ended = self.work();
         // What has been done is done, however the session ended. (To ask now might take long.)
         let noted = if self.doubted { Ok(()) } else { self.record() };
-        self.remember();
+        let remembered = self.remember();
         let ended = ended?;
         noted?;
+        remembered?;
         Ok(ended)
     }
 
     /// Notes how far files are that are on their way, for the next session.
-    fn remember(&self) {
+    fn remember(&self) -> Result<(), JournalError> {
         let far = |job: &Job| {
             let on_its_way = matches!(job.stage, Stage::Uploading(_) | Stage::Ready);
             let version = job.version.filter(|_| on_its_way)?;
             Some(((job.row.seq, version), job.arrived))
         };
-        *self.setup.memory.borrow_mut() = self.window.iter().filter_map(far).collect();
+        let now: HashMap<_, _> = self.window.iter().filter_map(far).collect();
+        let mut memory = self.setup.memory.borrow_mut();
+        // What no upload has begun with in this session is still as it was.
+        memory.retain(|(seq, version), _| {
+            let other = || now.keys().any(|key| key.0 == *seq);
+            is_in_place(*version) && *seq > self.cursor && !other()
+        });
+        memory.extend(now);
+        let in_place = memory.iter().filter(|(file, _)| is_in_place(file.1));
+        let partial: Vec<_> = in_place.map(|(file, bytes)| (*file, *bytes)).collect();
+        if partial.is_empty() {
+            return Ok(());
+        }
+        self.setup.journal.note_partial(self.setup.name, &partial)
     }
 
     fn work(&mut self) -> Result<Ended, MirrorError> {

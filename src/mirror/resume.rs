@@ -30,12 +30,21 @@
 //!   is removed when the row is made ready in another version, or done; and what belongs to none, at the start of
 //!   the next session.
 //!
+//! *A file with several names* is written where it stands, so no name tells the version, and what it was before may lie
+//! where a hole is. So there only what was acknowledged without a hole is trusted ([`Memory`]), and it is noted in the
+//! journal as it grows (`journal/partial.rs`): never before its reply has come. It is noted with the row, the version and
+//! the parts that are sent; of another version, or of other parts, all is sent. Between that and the next session
+//! nothing older can come to those places: rows that name the file elsewhere (renames, links) are noted as done before it is
+//! opened (J4), and an earlier row of its content that is done again brings the present bytes. If the file there is
+//! shorter than what is known, it was changed by others, and all is sent. The row covers no other then, as above. (A server of
+//! a broken session that writes late writes the same bytes here as well; those of an earlier version: see `fence.rs`.)
+//!
 //! Asking costs no round trip: the names come with the first one, and the LSTAT goes with the OPEN.
 //!
 //! [`Covers`]: super::covers::Covers
 
 use super::plan::Place;
-use super::upload::CHUNK;
+use super::upload::{CHUNK, Parts};
 use crate::change::{NodeId, Seq, Timestamp};
 use crate::sftp::Request;
 use std::cell::RefCell;
@@ -81,6 +90,24 @@ impl Span {
         ];
         fnv(parts.concat().as_slice()) & VERSIONS
     }
+
+    /// The same for a file that is written where it stands, all of it or these parts.
+    pub(super) fn version_in_place(
+        self,
+        node: &NodeId,
+        size: u64,
+        mtime: Timestamp,
+        parts: Option<&Parts>,
+    ) -> u64 {
+        let mut bytes = self.version(node, size, mtime).to_le_bytes().to_vec();
+        if let Some(parts) = parts {
+            let ranges = parts.ranges.iter().chain([(parts.shortest, parts.logged)]);
+            bytes.extend(
+                ranges.flat_map(|(from, to)| [from.to_le_bytes(), to.to_le_bytes()].concat()),
+            );
+        }
+        fnv(&bytes) & VERSIONS | IN_PLACE
+    }
 }
 
 /// The same number for one that has also been as it is since `ctime`: see `repair/resumed.rs`.
@@ -96,6 +123,9 @@ pub(super) fn since(version: u64, ctime: Timestamp) -> u64 {
 /// Versions have 48 bits: 12 digits.
 const VERSIONS: u64 = (1 << 48) - 1;
 const DIGITS: usize = 12;
+
+/// Set in the versions of files that are written where they stand: no name tells those.
+const IN_PLACE: u64 = VERSIONS + 1;
 
 /// A name in the stage: that of a file, with its version, or of a link or a repair, without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,6 +188,11 @@ impl Left {
 
 /// How much of a row's file was acknowledged without a hole when the last session ended, in bytes.
 pub type Memory = RefCell<HashMap<(Seq, u64), u64>>;
+
+/// Whether that is about a file that is written where it stands.
+pub(super) fn is_in_place(version: u64) -> bool {
+    version & IN_PLACE != 0
+}
 
 /// What lies in the stage from earlier sessions, of rows that are still to be done.
 #[derive(Debug, Default)]

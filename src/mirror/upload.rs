@@ -22,6 +22,7 @@
 //! Of a file that is updated in place only parts may be sent: what they are, and why that is right, is told in
 //! `pipeline/in_place.rs`.
 
+mod begin;
 mod ranges;
 mod reading;
 
@@ -31,7 +32,7 @@ use super::source::{Source, Writing, mtime_of};
 use super::wide::Wide;
 use crate::change::{ByteRanges, NodeId};
 use crate::sftp::{Attrs, Handle, OpenMode, Remote, Reply, Request, Status, Ticket, code};
-use reading::{Stamp, allocated, attributes_in, has_links, open, small_file, stamp_of};
+use reading::{Stamp, allocated, attributes_in, has_links, open, stamp_of};
 pub(super) use reading::{attributes_now, extent_now};
 use rustix::fs::{SeekFrom, fstat, seek};
 use rustix::io::Errno;
@@ -82,8 +83,9 @@ enum How {
     Anew,
     /// What of it is not there yet, into a file that nobody else sees.
     Behind(Left),
-    /// Into the file that stands there: only these parts; none: all.
-    InPlace(Option<Parts>),
+    /// Into the file that stands there: only these parts; none: all. Without what is known to be there up to so many
+    /// bytes.
+    InPlace(Option<Parts>, u64),
 }
 
 /// Where an upload is.
@@ -129,8 +131,10 @@ pub struct Upload {
     fsync: bool,
     /// Where attributes are to be set by path: that.
     set_at: Option<Vec<u8>>,
-    /// Of which version it is, where its name there tells.
+    /// Of which version it is, where that is asked when it goes on.
     version: Option<u64>,
+    /// Whether its name there tells that.
+    is_staged: bool,
     /// What is to be sent: sorted, disjoint, in bytes.
     ranges: Vec<(u64, u64)>,
     /// From here on nothing is there, and holes need not be sent.
@@ -171,158 +175,7 @@ pub enum Start {
 }
 
 impl Upload {
-    /// Opens the file here and asks the mirror to open its destination.
-    ///
-    /// # Errors
-    /// The file can't be read here.
-    pub fn start<R: Remote>(
-        source: &Source,
-        node: &NodeId,
-        wanted: Wanted,
-        rules: Rules,
-        via: (&mut R, usize),
-    ) -> io::Result<Start> {
-        let Wanted {
-            dest,
-            in_place,
-            parts,
-        } = wanted;
-        let how = if in_place {
-            How::InPlace(parts)
-        } else {
-            How::Anew
-        };
-        Upload::begin(source, node, |_| (dest, how, None), rules, via)
-    }
-
-    /// The same for a file that is made ready out of sight, and may have been begun by an earlier session.
-    /// `place_of` tells for its version where that is, and what there is of it.
-    ///
-    /// # Errors
-    /// The file can't be read here.
-    pub(super) fn make_ready<R: Remote>(
-        source: &Source,
-        node: &NodeId,
-        place_of: impl FnOnce(u64) -> (Vec<u8>, Left),
-        rules: Rules,
-        via: (&mut R, usize),
-    ) -> io::Result<Start> {
-        let to = |stamp: Stamp| {
-            let version = rules.span.version(node, stamp.size, stamp.mtime);
-            let (dest, left) = place_of(version);
-            (dest, How::Behind(left), Some(version))
-        };
-        Upload::begin(source, node, to, rules, via)
-    }
-
-    fn begin<R: Remote>(
-        source: &Source,
-        node: &NodeId,
-        to: impl FnOnce(Stamp) -> (Vec<u8>, How, Option<u64>),
-        rules: Rules,
-        (remote, lane): (&mut R, usize),
-    ) -> io::Result<Start> {
-        let Some((file, stat)) = open(source, node)? else {
-            return Ok(Start::Gone);
-        };
-        let stamp = Stamp {
-            size: stat.st_size as u64,
-            mtime: mtime_of(&stat),
-        };
-        let (dest, how, version) = to(stamp);
-        let in_place = matches!(how, How::InPlace(_));
-        let sets = rules.fsetstat || rules.setstat;
-        let mut attrs = attributes_in(&stat, rules);
-        if !sets {
-            attrs.clear();
-        }
-        let bytes = match how {
-            How::Anew | How::InPlace(None) | How::Behind(Left::Nothing) => {
-                small_file(&file, stamp)?
-            }
-            How::InPlace(Some(_)) | How::Behind(_) => None,
-        };
-        // First whether it is written, then whether it has changed: what was whole in between, and is the same
-        // now, is a version.
-        let writing = source.writing(stat.st_ino);
-        if writing == Writing::Anew && !has_links(&stat) {
-            return Ok(Start::Rewritten);
-        }
-        let still = matches!(writing, Writing::No | Writing::Open) && stamp_of(&file)? == stamp;
-        let body = match bytes {
-            Some(bytes) if still => Body::Read(bytes),
-            Some(_) | None => Body::Open(file),
-        };
-        // A hole at the end, or what an in-place update cuts off: no WRITE shows it.
-        if (in_place || matches!(body, Body::Open(_)))
-            && let Some(last) = attrs.last_mut()
-        {
-            last.size = Some(stamp.size);
-        }
-        // Nobody else is to see it before it is at its place; unless this is the one chance to give it its mode.
-        let private = Attrs {
-            mode: Some(if sets { 0o600 } else { stat.st_mode & 0o777 }),
-            ..Attrs::default()
-        };
-        let (mode, attrs_at_open) = match how {
-            // Nothing else can cut it.
-            How::InPlace(None) if !sets => (OpenMode::Create, Attrs::default()),
-            How::Anew => (OpenMode::Create, private),
-            How::Behind(_) => (OpenMode::Continue, private),
-            How::InPlace(_) => (OpenMode::Update, Attrs::default()),
-        };
-        let mut tickets = Vec::new();
-        if matches!(
-            how,
-            How::InPlace(Some(_)) | How::Behind(Left::Something | Left::Bytes(_))
-        ) {
-            let path = dest.clone();
-            tickets.push(remote.send_on(lane, Request::Lstat { path }));
-        }
-        let is_wide = !in_place && stamp.size >= remote.wide_from();
-        let wide = is_wide.then(|| Wide::new(dest.clone(), lane));
-        let set_at = Some(&dest).filter(|_| !rules.fsetstat).cloned();
-        let open = Request::Open {
-            path: dest,
-            mode,
-            attrs: attrs_at_open,
-        };
-        tickets.push(remote.send_on(lane, open));
-        let upload = Upload {
-            lane,
-            wide,
-            body,
-            stamp,
-            inode: stat.st_ino,
-            attrs,
-            phase: Phase::Opening(None, None),
-            how,
-            fsync: rules.fsync == Wish::Yes,
-            set_at,
-            version,
-            ranges: vec![(0, stamp.size)],
-            // Where no size can be set, a hole at the end has to be written.
-            new_from: if in_place || !sets { u64::MAX } else { 0 },
-            allocated: allocated(&stat),
-            next: 0,
-            sent: 0,
-            sent_to: 0,
-            writes: BTreeMap::new(),
-            span: match version {
-                Some(_) => rules.span.of(is_wide),
-                None => u64::MAX,
-            },
-            held_back: None,
-            goes_on: false,
-            lost: false,
-            waiting: tickets.len(),
-            settle_first: !remote.features().openssh,
-            failure: None,
-        };
-        Ok(Start::Begun(Box::new(upload), tickets))
-    }
-
-    /// Which version its name in the stage tells, if it does.
+    /// Which version it is, if it can go on in another session.
     pub fn version(&self) -> Option<u64> {
         self.version
     }
@@ -455,7 +308,7 @@ impl Upload {
     /// Whether all WRITEs have to be acknowledged before the attributes are sent. Also where those make the file
     /// longer than what was written: see `resume.rs`.
     fn settles_first(&self) -> bool {
-        self.settle_first || (self.version.is_some() && self.sent_to < self.end())
+        self.settle_first || (self.is_staged && self.sent_to < self.end())
     }
 
     /// Whether the piece that was held back has to wait on.
@@ -603,10 +456,16 @@ impl Upload {
             };
             match std::mem::replace(&mut self.how, How::Anew) {
                 How::Behind(left) if left != Left::Nothing => self.go_on_behind(left, seen),
-                How::InPlace(Some(parts)) if self.failure.is_none() => {
-                    self.failure = self.fit(parts, seen).err();
+                How::InPlace(parts, known) if self.failure.is_none() => {
+                    let seen = seen.filter(is_file);
+                    let fits = match parts {
+                        Some(parts) => self.fit(parts, seen),
+                        None => Ok(()),
+                    };
+                    self.failure = fits.err();
+                    self.leave_out_what_is_there(known, seen);
                 }
-                How::Anew | How::Behind(_) | How::InPlace(_) => {}
+                How::Anew | How::Behind(_) | How::InPlace(..) => {}
             }
         }
         if !matches!(self.phase, Phase::Closing) || self.waiting > 0 {
@@ -634,6 +493,19 @@ impl Upload {
         }))
     }
 
+    /// Sends nothing of the first `known` bytes again of a file that is written where it stands, if it is as long.
+    fn leave_out_what_is_there(&mut self, known: u64, seen: Option<Attrs>) {
+        let there = seen.and_then(|attrs| attrs.size).unwrap_or(0);
+        if known == 0 || there < known || self.failure.is_some() {
+            return;
+        }
+        let known = known - known % CHUNK as u64;
+        let before = |range: &(u64, u64)| range.1.min(known).saturating_sub(range.0);
+        self.sent = self.ranges.iter().map(before).sum();
+        (self.next, self.sent_to) = (known, known);
+        self.goes_on = known > 0;
+    }
+
     /// Goes on behind what an earlier session has brought, if that is there and can be written.
     fn go_on_behind(&mut self, left: Left, seen: Option<Attrs>) {
         if matches!(self.phase, Phase::Closing) {
@@ -645,4 +517,9 @@ impl Upload {
         (self.sent, self.sent_to) = (self.next, self.next);
         self.goes_on = self.next > 0;
     }
+}
+
+/// Whether it is a regular file.
+fn is_file(attrs: &Attrs) -> bool {
+    attrs.mode.is_some_and(|mode| mode & S_IFMT == S_IFREG)
 }

@@ -222,10 +222,15 @@ pub fn encode(id: u32, request: &Request, out: &mut Vec<u8>) -> Result<(), TooLo
             w.head(kind::EXTENDED, id).bytes(extension::HARDLINK.0);
             w.bytes(from).bytes(to);
         }
-        Request::CopyData { from, to } => {
+        Request::CopyData {
+            from,
+            to,
+            offset,
+            len,
+        } => {
             w.head(kind::EXTENDED, id).bytes(extension::COPY_DATA.0);
-            w.bytes(&from.0).u64(0).u64(0); // a length of 0: to the end
-            w.bytes(&to.0).u64(0);
+            w.bytes(&from.0).u64(*offset).u64(*len);
+            w.bytes(&to.0).u64(*offset);
         }
         Request::Fsync { handle } => {
             w.head(kind::EXTENDED, id).bytes(extension::FSYNC.0);

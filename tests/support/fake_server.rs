@@ -290,10 +290,17 @@ impl<'a> FakeServer<'a> {
                 data.truncate(got);
                 return Ok(Reply::Data(data));
             }
-            Request::CopyData { from, to } => {
-                let mut bytes = Vec::new();
-                io::Read::read_to_end(&mut self.file(lane, &from)?, &mut bytes)?;
-                self.file(lane, &to)?.write_all_at(&bytes, 0)?;
+            Request::CopyData {
+                from,
+                to,
+                offset,
+                len,
+            } => {
+                let from = self.file(lane, &from)?;
+                let there = from.metadata()?.len().saturating_sub(offset);
+                let mut bytes = vec![0; if len == 0 { there } else { len } as usize];
+                from.read_exact_at(&mut bytes, offset)?;
+                self.file(lane, &to)?.write_all_at(&bytes, offset)?;
             }
             Request::Hardlink { from, to } => fs::hard_link(local(&from), local(&to))?,
             Request::Symlink { target, link } => {

@@ -38,6 +38,9 @@
 use super::*;
 use crate::mirror::upload::{self, CHUNK, Parts, Wanted};
 
+/// So many bytes of a file that is written where it stands may have arrived without being noted in the journal.
+const TELL_EVERY: u64 = 8 << 20;
+
 impl Job {
     /// Whether it is written where it stands.
     pub(super) fn is_in_place(&self) -> bool {
@@ -157,6 +160,19 @@ impl<R: Remote> Pipeline<'_, R> {
             job.stage = Stage::Waiting;
             self.stage_next = self.stage_next.min(seq);
         }
+    }
+
+    /// Notes from time to time how much of a big file has arrived, so that it goes on there whatever is killed.
+    pub(super) fn note_partial(&mut self, seq: Seq) -> Result<(), MirrorError> {
+        let (name, journal) = (self.setup.name, self.setup.journal);
+        let Some(job) = self.job(seq) else {
+            return Ok(());
+        };
+        if let Some(version) = job.version.filter(|_| job.arrived >= job.told + TELL_EVERY) {
+            job.told = job.arrived;
+            journal.note_partial(name, &[((seq, version), job.arrived)])?;
+        }
+        Ok(())
     }
 
     pub(super) fn in_place_ended(&mut self, seq: Seq, outcome: Outcome) {

@@ -71,6 +71,8 @@ pub(super) struct Job {
     pub(super) version: Option<u64>,
     /// How much of that is there without a hole, in bytes.
     pub(super) arrived: u64,
+    /// How much of that the journal was told.
+    pub(super) told: u64,
     /// What its upload is counted with in [`Pipeline::burden`].
     pub(super) weight: staging::Weight,
 }
@@ -103,6 +105,7 @@ impl Job {
             lane: None,
             version: None,
             arrived: 0,
+            told: 0,
             weight: staging::Weight::default(),
         }
     }

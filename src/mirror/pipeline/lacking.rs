@@ -20,6 +20,10 @@ use crate::sftp::Handle;
 const PIECE: u32 = CHUNK as u32;
 const READS: u64 = 32;
 
+/// How much the server copies at one request, in bytes, and how many of these are under way.
+const COPIED: u64 = 16 << 20;
+const COPIES: u64 = 16;
+
 /// Type bits of modes (stat(2)): a symbolic link's, and a regular file's.
 const S_IFLNK: u32 = 0o120_000;
 const S_IFREG: u32 = 0o100_000;
@@ -145,8 +149,7 @@ impl<R: Remote> Pipeline<'_, R> {
         };
         let to = self.open(seq, change, stage, OpenMode::Create, private)?;
         if self.remote.features().copy_data {
-            let (from, to) = (from.clone(), to.clone());
-            self.must(seq, change, Request::CopyData { from, to })?;
+            self.have_copied(seq, change, (&from, &to), attrs.size.unwrap_or(0))?;
         } else {
             self.copy_bytes(seq, change, (&from, &to), attrs.size.unwrap_or(0))?;
         }
@@ -161,6 +164,35 @@ impl<R: Remote> Pipeline<'_, R> {
             };
             let path = stage.to_vec();
             self.must(seq, change, Request::Setstat { path, attrs })?;
+        }
+        Ok(())
+    }
+
+    /// Has the server copy, in pieces: each is answered within the I/O time-out though the disk there is slow.
+    fn have_copied(
+        &mut self,
+        seq: Seq,
+        change: &Change,
+        (from, to): (&Handle, &Handle),
+        size: u64,
+    ) -> Result<(), MirrorError> {
+        let mut at = 0;
+        while at == 0 || at < size {
+            let upto = size.min(at + COPIES * COPIED);
+            let pieces = (at..upto.max(at + 1)).step_by(COPIED as usize);
+            let copies = pieces.map(|offset| Request::CopyData {
+                from: from.clone(),
+                to: to.clone(),
+                offset,
+                // The last one copies whatever is left.
+                len: if offset + COPIED < size { COPIED } else { 0 },
+            });
+            for reply in self.ask_all(copies.collect())? {
+                if let Reply::Status(status) = reply {
+                    return Err(MirrorError::refused(seq, change, status));
+                }
+            }
+            at += COPIES * COPIED;
         }
         Ok(())
     }

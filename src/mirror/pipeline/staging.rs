@@ -227,10 +227,16 @@ impl<R: Remote> Pipeline<'_, R> {
             Some(Wanted { parts: Some(_), .. }) => self.loaded,
             Some(_) | None => self.setup.journal.head(),
         };
+        let goes_on = job.is_linked() && !job.copied;
         let via = (&mut self.remote, lane);
         let Setup { place, kept, .. } = &self.setup;
         let memory = self.setup.memory;
         let started = match wanted {
+            Some(wanted) if goes_on => {
+                let known = |version| memory.borrow().get(&(seq, version)).copied();
+                let known = |version| known(version).unwrap_or(0);
+                Upload::go_on_in_place(source, node, wanted, known, rules, via)
+            }
             Some(wanted) => Upload::start(source, node, wanted, rules, via),
             None => {
                 let place_of = |version| {
@@ -391,6 +397,9 @@ impl<R: Remote> Pipeline<'_, R> {
         };
         if went_on {
             self.relied_on_no_more(seq);
+        }
+        if in_place {
+            self.note_partial(seq)?;
         }
         let Some(outcome) = outcome else {
             self.weigh(seq);

@@ -4,14 +4,13 @@ use super::reading::read_full;
 use super::*;
 
 impl Upload {
-    /// Finds what has to be sent to a file that was seen there.
+    /// Finds what has to be sent to a file; `seen` is the regular file that is there.
     pub(super) fn fit(&mut self, parts: Parts, seen: Option<Attrs>) -> Result<(), Status> {
         let surprise = |code| Status {
             code,
             message: "it is not there as the log says".to_string(),
         };
-        let regular = seen.filter(|attrs| attrs.mode.is_some_and(|m| m & S_IFMT == S_IFREG));
-        let Some(there) = regular.and_then(|attrs| attrs.size) else {
+        let Some(there) = seen.and_then(|attrs| attrs.size) else {
             return Err(surprise(code::NO_SUCH_FILE));
         };
         // What is not in the log yet stays for its row; but what is there already is not cut for that.
