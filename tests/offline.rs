@@ -84,3 +84,35 @@ fn when_only_modes_were_changed_while_no_daemon_ran_no_bytes_travel() {
     let (up, down) = started(&sshd, &relay, &mut daemon);
     assert!(up < 600_000 && down < 400_000, "{up} up, {down} down");
 }
+
+#[test]
+fn a_link_that_was_made_anew_leaves_the_others_alone_that_were_the_same_one_there() {
+    let sshd = Sshd::start();
+    let mut daemon = Daemon::new();
+    daemon.add_mirror("m", &sshd);
+    daemon.start();
+    let www = daemon.source();
+    symlink("some/target", www.join("b")).unwrap();
+    for name in ["a", "c"] {
+        fs::hard_link(www.join("b"), www.join(name)).unwrap();
+    }
+    daemon.wait();
+    daemon.stop();
+    fs::remove_file(www.join("b")).unwrap();
+    symlink("some/target", www.join("b")).unwrap();
+    let old = rustix::fs::Timespec {
+        tv_sec: 1_000_000_000,
+        tv_nsec: 0,
+    };
+    let times = rustix::fs::Timestamps {
+        last_access: old,
+        last_modification: old,
+    };
+    let no_follow = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+    rustix::fs::utimensat(rustix::fs::CWD, &www.join("b"), &times, no_follow).unwrap();
+    daemon.start();
+    daemon.wait();
+    let lines = differences(&www, &sshd.base());
+    assert!(lines.is_empty(), "{}\n{}", lines.join("\n"), daemon.log());
+    daemon.stop();
+}

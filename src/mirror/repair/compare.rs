@@ -361,18 +361,10 @@ impl<R: Remote> Repair<'_, R> {
             }
             return;
         }
-        if points != Some(target) {
+        // In place of it, not to it: there it may have another name, of what is another link here by now.
+        let as_here = same_time(&entry.stat, there) && same_owner(&entry.stat, there, rules);
+        if points != Some(target) || rules.lsetstat && !as_here {
             self.make_symlink(path, entry);
-        } else if rules.lsetstat
-            && !(same_time(&entry.stat, there) && same_owner(&entry.stat, there, rules))
-        {
-            self.report.counts.set += 1;
-            let at = self.tools.place.path(&path);
-            let times = Some(times_of(&entry.stat));
-            let all = plan::attributes(None, Some(owner_of(&entry.stat)), times, rules);
-            for request in plan::set(at, all, true) {
-                self.send_as(Purpose::Must(path.clone()), request);
-            }
         }
     }
 }
