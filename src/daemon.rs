@@ -14,8 +14,10 @@
 //!   recorded that nobody listens for; the pid file comes last: who sees it can use the mount.
 //! * *Order of the end*: the mount goes first, so that nothing new comes in; then what is written and not
 //!   logged is logged; then the workers end. What they had not finished is in the log. Last comes the checkpoint that says
-//!   so. All of it within ten seconds: whatever hangs then is left, and the journal is right all the same.
+//!   so. All of it within ten seconds: whatever hangs then is left, and the journal is right all the same. Who asks
+//!   how it is gets an answer as long as that takes; nothing else is begun any more.
 
+mod answers;
 mod identity;
 mod notify;
 mod privileges;
@@ -26,10 +28,9 @@ mod watch;
 mod workers;
 
 use crate::alarm::{self, Alarm, Kind, Report};
-use crate::change::{Depth, Scope};
 use crate::cli::CONFIG_VARIABLE;
 use crate::config::{Config, Overrides};
-use crate::control::{ControlRequest, ControlServer, Handler, socket_path};
+use crate::control::{ControlServer, Handler, socket_path};
 use crate::journal::{CHECKED_AT_ONCE, Journal};
 use crate::local::{Local, LocalOptions};
 use crate::logging::{self, LogHandle};
@@ -39,9 +40,8 @@ use crate::scan::excluded;
 use crate::scan::keeper::{self, Keeper};
 use crate::scan::marks::{self, FsClock, Plan, Run};
 use crate::scan::{Progress, Scan};
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 pub use rebuild::Rebuild;
-use serde_json::{Value, json};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::cell::Cell;
@@ -49,6 +49,7 @@ use std::fmt;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tally::Tally;
@@ -120,6 +121,8 @@ struct Shared {
     untidy: std::sync::Mutex<Option<String>>,
     events: Sender<Event>,
     scan: Arc<Progress>,
+    /// It was told to end: what is under way is given up, and only questions are answered.
+    stopping: AtomicBool,
 }
 
 impl Shared {
@@ -316,11 +319,18 @@ fn run_with(
         untidy: std::sync::Mutex::new(None),
         events,
         scan: progress,
+        stopping: AtomicBool::new(false),
     });
     let served = serve(
         &shared, &mounted, &run_dir, &inbox, log, &overrides, started,
     );
-    let ended = take_down(&shared, mounted, keeper);
+    shared.stopping.store(true, Ordering::Release);
+    drop(inbox); // who waits for a reload is told
+    let (control, served) = match served {
+        Ok(control) => (Some(control), Ok(())),
+        Err(why) => (None, Err(why)),
+    };
+    let ended = take_down(&shared, control, mounted, keeper);
     served.and(ended)
 }
 
@@ -345,7 +355,7 @@ fn check_journal(journal: &Arc<Journal>) -> Result<(), DaemonError> {
     thread.spawn(look).map(drop).map_err(failed)
 }
 
-/// The life of the daemon from mount to stop.
+/// The life of the daemon from mount to stop. Gives the control socket, which still answers.
 fn serve(
     shared: &Arc<Shared>,
     mounted: &Mounted,
@@ -354,7 +364,7 @@ fn serve(
     log: &LogHandle,
     overrides: &Overrides,
     started: &Cell<bool>,
-) -> Result<(), DaemonError> {
+) -> Result<ControlServer, DaemonError> {
     let watched = Arc::clone(shared);
     let look = Box::new(move |told: &_| watch::sight(&watched, told));
     let alarm =
@@ -423,12 +433,16 @@ fn serve(
         }
     }
     notify::stopping();
-    control.stop();
     drop(pid);
-    Ok(())
+    Ok(control)
 }
 
-fn take_down(shared: &Arc<Shared>, mounted: Mounted, keeper: Keeper) -> Result<(), DaemonError> {
+fn take_down(
+    shared: &Arc<Shared>,
+    control: Option<ControlServer>,
+    mounted: Mounted,
+    keeper: Keeper,
+) -> Result<(), DaemonError> {
     let deadline = Instant::now() + STOP_WITHIN;
     keeper.halt();
     let unmounted = mounted.unmount();
@@ -452,6 +466,9 @@ fn take_down(shared: &Arc<Shared>, mounted: Mounted, keeper: Keeper) -> Result<(
     shared.journal.sync().map_err(failed)?;
     let clean = matches!(unmounted, Ok(Unmounted::Completely)) && flushed.is_ok();
     keeper.end(clean, deadline);
+    if let Some(control) = control {
+        control.stop();
+    }
     log::info!("stopped");
     unmounted.map_err(failed)?;
     flushed.map_err(failed)
@@ -500,90 +517,6 @@ fn reload(shared: &Shared, log: &LogHandle, overrides: &Overrides) -> Result<Str
     config.log_level = new.log_level;
     config.log_limit = new.log_limit;
     Ok(what)
-}
-
-impl Handler for Shared {
-    fn handle(
-        &self,
-        request: ControlRequest,
-        cancelled: &dyn Fn() -> bool,
-    ) -> Result<Value, String> {
-        match request {
-            ControlRequest::Status => report::status(self).map(|s| s.to_json()),
-            ControlRequest::Tasks { mirror, limit } => {
-                report::tasks(self, mirror.as_deref(), limit)
-            }
-            ControlRequest::Wait {
-                mirror,
-                timeout_seconds,
-            } => {
-                let timeout = timeout_seconds.map(Duration::from_secs);
-                report::wait(self, mirror.as_deref(), timeout, cancelled)?;
-                Ok(json!(null))
-            }
-            ControlRequest::Pause { mirror } => {
-                self.workers
-                    .with(&mirror, |w| w.pause().map_err(|e| e.to_string()))??;
-                Ok(json!(null))
-            }
-            ControlRequest::Resume { mirror } => {
-                self.workers
-                    .with(&mirror, |w| w.resume().map_err(|e| e.to_string()))??;
-                Ok(json!(null))
-            }
-            ControlRequest::Sync {
-                mirror,
-                delete,
-                checksum,
-            } => {
-                let scope = Scope {
-                    depth: Depth::Tree,
-                    delete,
-                    bytes: checksum,
-                };
-                self.workers
-                    .with(&mirror, |w| w.sync(scope).map_err(|e| e.to_string()))??;
-                Ok(json!(null))
-            }
-            ControlRequest::Verify { mirror, checksum } => {
-                report::verify(self, &mirror, checksum, cancelled)
-            }
-            ControlRequest::TryAgain { mirror } => {
-                self.workers.try_again(mirror.as_deref())?;
-                Ok(json!(null))
-            }
-            ControlRequest::TestMail => {
-                let config = self.config().clone();
-                let alarm = self.alarm.get().ok_or("the daemon is just starting")?;
-                alarm.test(&config).map(Value::from)
-            }
-            ControlRequest::Forget { mirror } => {
-                if self.config().mirror(&mirror).is_some() {
-                    return Err(format!("the mirror {mirror} is still configured"));
-                }
-                let forgotten = self.journal.forget_mirror(&mirror);
-                forgotten.map(|()| json!(null)).map_err(|e| e.to_string())
-            }
-            ControlRequest::Stop => self.tell(Event::Stop("asked to by `proxyfs stop`")),
-            ControlRequest::Reload => {
-                let (answer, answered) = bounded(1);
-                self.tell(Event::Reload(Some(answer)))?;
-                answered
-                    .recv()
-                    .map_err(|_| "the daemon is stopping".to_string())?
-                    .map(Value::from)
-            }
-        }
-    }
-}
-
-impl Shared {
-    fn tell(&self, event: Event) -> Result<Value, String> {
-        self.events
-            .send(event)
-            .map_err(|_| "the daemon is stopping".to_string())?;
-        Ok(json!(null))
-    }
 }
 
 /// SIGTERM and SIGINT stop the daemon, SIGHUP has it read its configuration again.

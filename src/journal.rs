@@ -17,6 +17,7 @@
 //!   worker's thread, without SQLite's write lock. That is enough: a frame that is not in the WAL any
 //!   more was checkpointed, and a checkpoint syncs the database file before the WAL is used again.
 //!   (No lock of SQLite's is on that file, so opening it a second time releases none.)
+//! * *A fsync that fails*: see `journal/durable.rs`. It closes the log for good.
 //! * *Another process that opens the journal of a running daemon* would need locks on the file for each
 //!   record. So the daemon has it alone ([`OURS_ALONE`]): others are refused until it ends, and ask its socket.
 //! * *A record put in while a worker reads.* The head is published after the commit, and workers are
@@ -27,6 +28,7 @@
 //! file system side waiting.
 
 mod codec;
+mod durable;
 mod error;
 mod health;
 mod holds;
@@ -40,6 +42,7 @@ mod upkeep;
 use crate::change::{Change, Depth, RelPath, Seq};
 use crate::fault;
 pub use codec::DecodeError;
+use durable::Durable;
 pub use error::JournalError;
 pub use health::CHECKED_AT_ONCE;
 use health::Health;
@@ -142,6 +145,7 @@ pub struct Journal {
     writer: Mutex<Writer>,
     head: AtomicU64,
     wal: File,
+    durable: Durable,
     health: Health,
     listeners: RwLock<Vec<(String, Listener)>>,
     /// Mirrors whose changes are kept: those that are configured.
@@ -184,6 +188,7 @@ impl Journal {
             .map_err(sql)?;
         migrate(&mut db, &file)?;
         let (head, cum_bytes) = head_of(&db).map_err(sql)?;
+        durable::write_afresh(&db).map_err(sql)?;
         let wal_file = state_dir.join(format!("{FILE_NAME}-wal"));
         // The WAL exists once something was written; a first write makes sure.
         db.execute(
@@ -208,6 +213,7 @@ impl Journal {
             }),
             head: AtomicU64::new(head),
             wal,
+            durable: Durable::default(),
             health,
             listeners: RwLock::new(Vec::new()),
             pins: Mutex::new(BTreeSet::new()),
@@ -521,19 +527,6 @@ impl Journal {
             .and_then(|mut s| s.execute(params![name, error, error.map(|_| now_ms())]))
             .map(drop)
             .map_err(|why| self.sql(why))
-    }
-
-    /// Makes everything that is in the log durable: on the disk when it returns.
-    ///
-    /// # Errors
-    /// The disk's.
-    pub fn sync(&self) -> Result<(), JournalError> {
-        self.wal.sync_data().map_err(|why| JournalError::File {
-            file: self.file.with_extension("db-wal"),
-            why,
-        })?;
-        fault::point("journal.durable");
-        Ok(())
     }
 }
 

@@ -22,6 +22,8 @@ pub struct Status {
     pub mount_point: String,
     /// The daemon's process id; none: it is not running, and the rest comes from the journal.
     pub pid: Option<u32>,
+    /// It was told to end, and does so within some seconds.
+    pub stopping: bool,
     /// Whether the mount refuses changes because they cannot be recorded (J6).
     pub read_only: bool,
     /// Why it does; none: it does not, or the daemon is an older one.
@@ -302,6 +304,7 @@ impl Status {
             "source": self.source,
             "mount_point": self.mount_point,
             "pid": self.pid,
+            "stopping": self.stopping,
             "read_only": self.read_only,
             "read_only_reason": self.read_only_reason,
             "log": {"last_seq": self.last_seq, "bytes": self.log_bytes},
@@ -331,6 +334,8 @@ impl Status {
             source: fields.text("source")?,
             mount_point: fields.text("mount_point")?,
             pid: fields.maybe_number("pid")?,
+            // An older daemon does not answer then.
+            stopping: value.get("stopping") == Some(&Value::Bool(true)),
             read_only: fields.get("read_only")?.as_bool().ok_or(bad("read_only"))?,
             read_only_reason: fields.maybe_text("read_only_reason")?,
             last_seq: log.number("last_seq")?,

@@ -4,7 +4,7 @@
 
 use super::mirror_errors::{add, base, everything_arrives, resume};
 use super::support::daemon::Daemon;
-use super::support::disks::Small;
+use super::support::disks::{Disk, Small};
 use super::support::mounts::wait_until;
 use super::support::smtpd::{Smtpd, Wants};
 use super::support::sshd::Sshd;
@@ -280,4 +280,44 @@ fn what_the_kernel_writes_by_itself_while_the_log_is_closed_arrives() {
     daemon.stop();
     drop(daemon);
     drop(disk);
+}
+
+/// A disk that could not write says so once: the next fsync succeeds, and what it could not write is not there.
+#[test]
+fn what_the_disk_did_not_take_is_never_sent_and_closes_the_log_for_good() {
+    let sshd = Sshd::start();
+    let mut daemon = Daemon::new();
+    add(&mut daemon, "m", &sshd, &[]);
+    let pool = Small::mount(&daemon.file("pool"), 24 << 10);
+    let disk = Disk::thin(&daemon.file("pool"), &daemon.file("state"));
+    daemon.start();
+    let (www, base) = (daemon.source(), base(&sshd, "m"));
+    fs::write(www.join("file"), "first").unwrap();
+    daemon.wait();
+
+    let filler = daemon.file("pool/filler");
+    let full = fs::write(&filler, vec![1; 32 << 20]).unwrap_err();
+    assert_eq!(full.raw_os_error(), Some(libc::ENOSPC), "{full}");
+    // Longer than what is left of the journal's last block.
+    std::os::unix::fs::symlink("x".repeat(4000), www.join("not on the disk")).unwrap();
+    is_closed(&daemon, "could not be put on the disk");
+    fs::remove_file(&filler).unwrap();
+    daemon.ok(&["try-again"]);
+    daemon.wait_for_mirror("m", |m| {
+        let why = m["last_error"].as_str().unwrap_or_default();
+        why.contains("could not be put on the disk") && why.contains("`proxyfs rebuild`")
+    });
+    std::thread::sleep(std::time::Duration::from_millis(1200)); // two looks
+    is_closed(&daemon, "could not be put on the disk");
+    assert!(base.join("not on the disk").symlink_metadata().is_err());
+
+    end(&mut daemon);
+    daemon.ok(&["rebuild", "--yes"]);
+    daemon.start();
+    everything_arrives(&daemon, &sshd, &["m"]);
+    assert!(base.join("not on the disk").symlink_metadata().is_ok());
+    daemon.stop();
+    drop(daemon);
+    drop(disk);
+    drop(pool);
 }

@@ -205,3 +205,27 @@ fn prometheus_reads_the_metrics_and_its_counters_survive_restarts() {
     }
     daemon.stop();
 }
+
+/// Who has a file open may go on with it for some seconds: meanwhile it is told what goes on.
+#[test]
+fn a_daemon_that_is_stopping_answers_who_asks_and_begins_nothing() {
+    let sshd = Sshd::start();
+    let mut daemon = Daemon::new();
+    add(&mut daemon, "m", &sshd, &[]);
+    daemon.start();
+    let busy = fs::File::create(daemon.source().join("open")).unwrap();
+    daemon.signal(libc::SIGTERM);
+    wait_until("it is stopping", || daemon.status()["stopping"] == true);
+    let (line, code) = check(&daemon, &[]);
+    assert!(line.contains("the daemon is stopping"), "{line}");
+    assert_ne!(code, 0, "{line}");
+    let metrics = daemon.ok(&["metrics"]);
+    assert!(metrics.contains("proxyfs_up 1"), "{metrics}");
+    let screen = daemon.ok(&["status"]);
+    assert!(screen.contains("proxyfs   stopping, pid "), "{screen}");
+    let refused = daemon.run(&["pause", "m"]);
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(said.contains("the daemon is stopping"), "{said}");
+    drop(busy);
+    assert_eq!(daemon.ends(), Some(0));
+}

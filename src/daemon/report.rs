@@ -13,6 +13,7 @@ use crate::status::{
 };
 use serde_json::{Value, json};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// What a change counts beside its bytes, where progress is told: about what it costs on the line.
@@ -34,7 +35,13 @@ pub(super) fn status(shared: &Shared) -> Result<Status, String> {
             .with(&mirror.name, |w| Arc::clone(&w.live))
             .ok();
         let now = live.as_ref().map(|live| live.now());
-        let mut status = mirror_status(mirror, &shared.journal.at_hand(), now.as_ref())?;
+        // Of a journal that cannot be read the status says so, and all that it knows beside.
+        let mut status = mirror_status(mirror, &shared.journal.at_hand(), now.as_ref())
+            .unwrap_or_else(|why| MirrorStatus {
+                state: now.as_ref().map_or(MirrorState::Stopped, |live| live.state),
+                last_error: Some(why),
+                ..named(mirror)
+            });
         if let Some(live) = live {
             status.totals = shared.tally().count(&mirror.name, &live);
         }
@@ -53,6 +60,7 @@ pub(super) fn status(shared: &Shared) -> Result<Status, String> {
         source: config.source.display().to_string(),
         mount_point: config.mount_point.display().to_string(),
         pid: Some(std::process::id()),
+        stopping: shared.stopping.load(Ordering::Acquire),
         read_only: closed.is_some(),
         read_only_reason: closed.map(|why| why.0),
         last_seq: shared.journal.head(),
@@ -91,6 +99,7 @@ pub(super) fn offline_status(config: &Config) -> Result<Status, String> {
         source: config.source.display().to_string(),
         mount_point: config.mount_point.display().to_string(),
         pid: None,
+        stopping: false,
         read_only: false,
         read_only_reason: None,
         last_seq: reader.head().map_err(|e| e.to_string())?,
@@ -170,11 +179,6 @@ fn mirror_status(
         .map(|live| Pace::new(live, &backlog))
         .unwrap_or_default();
     Ok(MirrorStatus {
-        name: mirror.name.clone(),
-        host: mirror.host.clone(),
-        port: mirror.port,
-        user: mirror.user.clone(),
-        path: mirror.path.clone(),
         state,
         held: live.is_some_and(|l| l.held),
         pending_ops: backlog.ops,
@@ -214,8 +218,20 @@ fn mirror_status(
         unsupported: live.map(|l| l.unsupported.clone()).unwrap_or_default(),
         sync: live.and_then(|l| l.repair.as_ref()).map(sync_status),
         verify: live.and_then(|l| l.verify.as_ref()).map(sync_status),
-        ..MirrorStatus::default()
+        ..named(mirror)
     })
+}
+
+/// Of whom a mirror's status is.
+fn named(mirror: &MirrorConfig) -> MirrorStatus {
+    MirrorStatus {
+        name: mirror.name.clone(),
+        host: mirror.host.clone(),
+        port: mirror.port,
+        user: mirror.user.clone(),
+        path: mirror.path.clone(),
+        ..MirrorStatus::default()
+    }
 }
 
 /// How fast a mirror is getting what it lacks.

@@ -7,8 +7,8 @@
 //! mount is read-only until a person has put it right. What was recorded before that was noticed is in a log that is lost:
 //! that harms nothing, since every mirror is compared with the whole source after a journal was lost.
 //!
-//! A file that was moved away and comes back is the same one, and the log opens again. One that was cut short, or was
-//! found damaged, never is: SQLite may have read what is not there.
+//! A file that was moved away and comes back is the same one, and the log opens again. One that was cut short, was
+//! found damaged, or did not come onto the disk never is: SQLite may have read what is not there.
 //!
 //! No connection may be opened by the name while another file has it: SQLite would read that one, or make a new one.
 //! (Between the look and the opening there is a moment. What is read then is a new journal's, without any mirror, or an
@@ -120,8 +120,19 @@ impl Journal {
     }
 
     /// From here on nothing is recorded any more: what is wrong with the journal.
-    fn ruin(&self, what: String) {
+    pub(super) fn ruin(&self, what: String) {
         let _ = self.health.ruined.set(format!("{what}; {WAY_OUT}")); // the first reason stays
+    }
+
+    /// An error if it can never be written to again.
+    ///
+    /// # Errors
+    /// [`JournalError::Lost`].
+    pub(super) fn is_sound(&self) -> Result<(), JournalError> {
+        match self.health.ruined.get() {
+            Some(why) => Err(JournalError::Lost(why.clone())),
+            None => Ok(()),
+        }
     }
 
     /// An error unless the file at the journal's place is the one that is open: to be asked before another connection is

@@ -77,6 +77,9 @@ pub fn check(
             Level::Critical,
             "the mount is read-only, since the log cannot be written".to_string(),
         )),
+        Some(_) if status.stopping => {
+            wrong.push((Level::Warning, "the daemon is stopping".to_string()));
+        }
         Some(_) => {}
     }
     for mirror in &mirrors {

@@ -115,6 +115,10 @@ impl Page {
 
     fn head(&mut self, status: &Status) {
         match status.pid {
+            Some(pid) if status.stopping => {
+                let text = format!("stopping, pid {pid}: gone within seconds");
+                self.line("proxyfs   ", &text, Colour::Yellow);
+            }
             Some(pid) => self.line("proxyfs   ", &format!("running, pid {pid}"), Colour::None),
             None => self.line(
                 "proxyfs   ",

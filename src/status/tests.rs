@@ -7,6 +7,7 @@ fn full() -> Status {
         source: "/srv/www".into(),
         mount_point: "/srv/www".into(),
         pid: Some(4711),
+        stopping: true,
         read_only: true,
         read_only_reason: Some("journal.db: the disk is full".into()),
         last_seq: 99,
@@ -109,7 +110,7 @@ fn no_field_of_the_json_is_ever_renamed() {
     };
     assert_eq!(
         keys(&json),
-        "alarms log mail mirrors mount_point pid read_only read_only_reason scan source"
+        "alarms log mail mirrors mount_point pid read_only read_only_reason scan source stopping"
     );
     assert_eq!(
         keys(&json["scan"]),

@@ -7,24 +7,43 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 
 /// A file system in an image file, mounted through a loop device. Unmounted when dropped, with all that lies over it.
 pub struct Disk {
     image: PathBuf,
     kind: &'static str,
     at: PathBuf,
-    _dir: tempfile::TempDir,
+    _dir: TempDir,
 }
 
 impl Disk {
     /// Mounts a new one at a directory, which is made. `kind`: `ext4` or `xfs`.
     pub fn mount(kind: &'static str, at: &Path) -> Disk {
-        let dir = tempfile::tempdir().unwrap();
-        let image = dir.path().join("image");
         // XFS is never smaller. The file is sparse.
-        File::create(&image).unwrap().set_len(320 << 20).unwrap();
+        Disk::make(kind, tempfile::tempdir().unwrap(), 320 << 20, &[], at)
+    }
+
+    /// An ext4 of 64 MiB whose blocks are taken from the file system of `pool` when they are first written: when that is
+    /// full, writes come to nothing that were said to be done, and fsync tells so once.
+    pub fn thin(pool: &Path, at: &Path) -> Disk {
+        let dir = tempfile::tempdir_in(pool).unwrap();
+        let options = [
+            "-b",
+            "4096",
+            "-O",
+            "^has_journal",
+            "-E",
+            "lazy_itable_init=0",
+        ];
+        Disk::make("ext4", dir, 64 << 20, &options, at)
+    }
+
+    fn make(kind: &'static str, dir: TempDir, size: u64, options: &[&str], at: &Path) -> Disk {
+        let image = dir.path().join("image");
+        File::create(&image).unwrap().set_len(size).unwrap();
         let mut mkfs = Command::new(format!("mkfs.{kind}"));
-        let made = mkfs.arg("-q").arg(&image).output();
+        let made = mkfs.arg("-q").args(options).arg(&image).output();
         let made = made
             .unwrap_or_else(|why| panic!("mkfs.{kind}: {why}: see packaging/install-build-deps"));
         assert!(made.status.success(), "{made:?}");
