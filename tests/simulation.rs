@@ -3,11 +3,13 @@
 //!
 //! All is real but the network and the kernel's way to us: the journal, a tree on a file system in memory, the local
 //! side with its order of effect and record, the pipeline; and a server that cuts the connection before a request, or
-//! after its effect and before its reply. One thread does it all, so that a seed plays the same history again:
-//! users work between any two requests, and the daemon dies at any [`fault::point`]. Dying is unwinding, and going on
-//! with a copy of the state directory as it was at that point: nothing that is done while unwinding counts.
+//! after its effect and before its reply. One thread does it all, so that a seed plays the same history again (but where
+//! two users work at once): users work between any two requests, and the daemon dies at any [`fault::point`].
+//! Dying is unwinding, and going on with a copy of the state directory as it was at that point: nothing that is done
+//! while unwinding counts.
 //!
-//! What is looked at at each step: what is told to be done is in the log (J1); what is shown on the mirror is whole (P4),
+//! What is looked at at each step: what is told to be done is in the log (J1), once, with the bytes that were changed, and in
+//! the order of what two users who work at once have done (J2); what is shown on the mirror is whole (P4),
 //! and a row that is on the disk, or a repair, tells of it (J3); a rename is sent when all before it on its paths is noted
 //! as done, and nothing on them before it is noted itself (J4); the log drops nothing that the mirror lacks (J5); where only
 //! connections broke nothing is repaired (R2); a mirror that was put back to a backup is not taken for what it was (R6).
@@ -41,20 +43,34 @@ const KEPT: [u64; 3] = [210, 423, 1_795_537_831_854_494];
 /// How many histories are played.
 const SEEDS: u64 = 2000;
 
+/// What a history is to show.
+#[derive(Clone, Copy, PartialEq)]
+enum Play {
+    /// Everything but what follows.
+    Anything,
+    /// Two users work at once. Who comes first is not of the seed, so nothing dies here, and nothing is found later.
+    TwoUsers,
+}
+
 /// One history. Gives how often the daemon died in it.
-fn play(seed: u64, target: Option<&Target>) -> u32 {
+fn play(seed: u64, target: Option<&Target>, play: Play) -> u32 {
     let mut world = World::new(seed, target);
+    match play {
+        Play::Anything => {}
+        Play::TwoUsers => world.is_shared(),
+    }
+    let quiet = play == Play::TwoUsers;
     let lives = 1 + world.random().below(4);
     let mut deaths = 0;
     let mut life: Option<Life> = None;
     for _ in 0..lives {
         let mortal = world.random().chance(70);
-        let died = world.live(&mut life, mortal);
+        let died = world.live(&mut life, mortal && !quiet);
         if died {
             deaths += 1;
             life = None;
             world.after_death();
-        } else if world.random().one_in(3) {
+        } else if !quiet && world.random().one_in(3) {
             world.end(life.take().unwrap());
         }
         if life.is_none() && world.random().one_in(2) {
@@ -76,8 +92,8 @@ fn play_all(target: Option<&Target>, next: impl Fn() -> Option<u64> + Sync) -> (
         for _ in 0..threads {
             scope.spawn(|| {
                 while let Some(seed) = next() {
-                    let deaths =
-                        std::panic::catch_unwind(|| play(seed, target)).unwrap_or_else(|why| {
+                    let deaths = std::panic::catch_unwind(|| play(seed, target, Play::Anything))
+                        .unwrap_or_else(|why| {
                             failed.store(true, Ordering::Relaxed);
                             eprintln!("PROXYFS_SEED={seed} fails");
                             std::panic::resume_unwind(why)
@@ -112,6 +128,13 @@ fn on_a_real_server_too_the_mirror_ends_like_the_source() {
     assert_eq!(play_all(Some(&sshd.target()), next).0, 24);
 }
 
+#[test]
+fn what_two_users_do_at_once_is_recorded_in_the_order_in_which_it_happened() {
+    for seed in seeds(120, &[]) {
+        play(seed, None, Play::TwoUsers);
+    }
+}
+
 /// The mirror was sent them, and then the machine lost power with the newest part of the log.
 #[test]
 fn what_was_staged_for_rows_that_the_log_has_lost_is_swept() {
@@ -121,39 +144,67 @@ fn what_was_staged_for_rows_that_the_log_has_lost_is_swept() {
     world.check();
 }
 
-/// Plays histories, from one on, until one fails since a rule is broken; those that are played pass where it is kept.
-fn finds(rule: &'static str, first: u64) -> u64 {
-    let found = (first..SEEDS).find(|seed| {
+/// Plays histories until one fails since a rule is broken (those pass where it is kept); gives why.
+fn finds(rule: &'static str, kind: Play) -> String {
+    finds_from(0, rule, kind)
+}
+
+fn finds_from(first: u64, rule: &'static str, kind: Play) -> String {
+    let found = (first..SEEDS).find_map(|seed| {
         fault::break_rule(Some(rule));
-        let failed = std::panic::catch_unwind(|| play(*seed, None)).is_err();
+        let failed = std::panic::catch_unwind(|| play(seed, None, kind)).err();
         fault::break_rule(None);
         fault::watch(None);
-        failed
+        let why = failed?
+            .downcast::<String>()
+            .map_or_else(|_| String::new(), |why| *why);
+        Some((seed, why))
     });
-    let found = found.unwrap_or_else(|| panic!("nobody finds that {rule} is broken"));
-    println!("{rule} is found broken in history {found}");
-    found
+    let (seed, why) = found.unwrap_or_else(|| panic!("nobody finds that {rule} is broken"));
+    let first_line = why.lines().next().unwrap_or_default();
+    println!("{rule} is found broken in history {seed}: {first_line}");
+    first_line.to_string()
+}
+
+#[test]
+fn the_simulation_finds_a_change_that_is_told_twice_not_at_all_or_with_other_bytes() {
+    let names = ["is not what was done", "the log tells of"];
+    for (rule, says) in [
+        ("told once", names),
+        ("told at all", names),
+        ("told in full", ["the log has not told of all"; 2]),
+        ("told no more", ["were changed, and it tells of"; 2]),
+    ] {
+        let why = finds(rule, Play::Anything);
+        assert!(says.iter().any(|says| why.contains(says)), "{rule}: {why}");
+    }
+}
+
+#[test]
+fn the_simulation_finds_a_removal_that_is_recorded_behind_what_was_made_there_since() {
+    let why = finds("J2", Play::TwoUsers);
+    assert!(why.contains("is not what was done"), "{why}");
 }
 
 #[test]
 fn the_simulation_finds_a_change_that_is_seen_before_the_disk_knows_of_it() {
-    finds("J3", 0);
+    finds("J3", Play::Anything);
 }
 
 #[test]
 fn the_simulation_finds_a_rename_that_nobody_can_tell_from_one_that_did_not_happen() {
-    finds("J4", 0);
+    finds("J4", Play::Anything);
 }
 
 #[test]
 fn the_simulation_finds_what_is_not_safe_to_be_done_twice() {
-    finds("R2", 0);
+    finds("R2", Play::Anything);
 }
 
 #[test]
 fn the_simulation_finds_a_row_that_is_replayed_where_a_repair_has_seen_the_future() {
     // From 0 on it is the same one.
-    finds("R4", 350);
+    finds_from(350, "R4", Play::Anything);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use super::inodes::{Kind, Tree};
 use super::sys::{self, Caller, Result, Stat, as_caller};
 use super::{Local, data};
 use crate::change::{Change, Extent, Owner, RelPath, Times};
+use crate::fault;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
@@ -227,6 +228,8 @@ impl Local {
         let kept = opened.ok().filter(|_| tree.kind(stat.ino).is_some());
         rustix::fs::unlinkat(&place.fd, name, flags)?;
         let known = self.taken_away(&mut tree, &place, &stat, kept);
+        // Nobody makes anything here before it is recorded (J2).
+        let _held = fault::keeps("J2").then_some(tree);
         match place.path {
             Some(path) if !self.is_mirrored(&path, stat.is_dir()) => Ok(()),
             Some(path) if known => self.log.record(if stat.is_dir() {

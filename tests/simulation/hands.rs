@@ -1,7 +1,7 @@
 //! What applications do, asked of [`Local`] as the kernel would ask: names are looked up part by part, and forgotten.
 
 use super::super::support::random::Random;
-use proxyfs::change::{RelPath, Timestamp};
+use proxyfs::change::{ByteRanges, RelPath, Timestamp};
 use proxyfs::local::{Caller, Local, SetAttributes, SetTime, Writer};
 use rustix::io::Errno;
 use std::collections::HashSet;
@@ -38,26 +38,37 @@ pub struct Hands {
     open: Vec<Open>,
     /// Inodes that are of no single version: some bytes of them were changed.
     pub patched: HashSet<u64>,
+    /// The bytes that the last step has changed in a part, and of which inode.
+    pub changed: Option<(u64, ByteRanges)>,
     version: u8,
     clock: i64,
+    /// How many names they use.
+    pub names: u64,
 }
 
 /// What was done, in a line; and whether the log must have it now (J1).
 pub type Done = Result<(String, bool), Errno>;
 
 impl Hands {
-    pub fn new() -> Hands {
+    pub fn new(names: u64) -> Hands {
         Hands {
             open: Vec::new(),
             patched: HashSet::new(),
+            changed: None,
             version: 0,
             clock: 0,
+            names,
         }
     }
 
     /// Those who had files open are dead, and leave them as they are.
     pub fn died(&mut self) {
         self.open.clear();
+    }
+
+    /// Whether somebody has it open.
+    pub fn has_open(&self, node: u64) -> bool {
+        self.open.iter().any(|open| open.node == node)
     }
 
     /// What is open is about to be recorded as it is.
@@ -68,8 +79,41 @@ impl Hands {
 
     /// Does something, if it can be done.
     pub fn work(&mut self, local: &Local, random: &mut Random) -> Done {
-        let (path, other) = (any_path(random), any_path(random));
-        match random.below(24) {
+        let places = (any_path(random, self.names), any_path(random, self.names));
+        let kind = random.below(24);
+        self.changed = None;
+        self.act(kind, places, local, random)
+    }
+
+    /// Changes names only, at the first thing that can be done. Gives what was done.
+    pub fn change_names(&mut self, local: &Local, seed: u64) -> Option<String> {
+        let mut random = Random(seed);
+        (0..20)
+            .find_map(|_| {
+                let kind = random.pick(&[0, 6, 6, 7, 8, 9, 10, 12, 13]);
+                let path = |random: &mut Random| {
+                    let path = any_path(random, self.names);
+                    // Where the other one is, most probably.
+                    if random.one_in(2) {
+                        RelPath::new(&path.as_bytes()[..1]).unwrap()
+                    } else {
+                        path
+                    }
+                };
+                let places = (path(&mut random), path(&mut random));
+                self.act(kind, places, local, &mut random).ok()
+            })
+            .map(|done| done.0)
+    }
+
+    fn act(
+        &mut self,
+        kind: u64,
+        (path, other): (RelPath, RelPath),
+        local: &Local,
+        random: &mut Random,
+    ) -> Done {
+        match kind {
             0 | 1 => {
                 let mode = 0o700 + random.below(64) as u32;
                 at(local, &path, |dir, name| {
@@ -142,7 +186,7 @@ impl Hands {
                 Ok((format!("chmod {path}"), false))
             }
             15..=18 => {
-                let found = (0..20).map(|_| any_path(random)).find(|path| {
+                let found = (0..20).map(|_| any_path(random, self.names)).find(|path| {
                     let kind = node(local, path, |node| local.attributes(node, None));
                     kind.is_ok_and(|stat| stat.file_type() == libc::S_IFREG)
                 });
@@ -234,7 +278,9 @@ impl Hands {
         self.patched.insert(node);
         let size = local.attributes(node, Some(handle))?.size;
         let byte = random.next() as u8;
-        let write = |at: u64, length: u64| {
+        let mut ranges = ByteRanges::new();
+        let mut write = |at: u64, length: u64| {
+            ranges.insert(at, at + length);
             let bytes = [byte].repeat(length as usize);
             local.write(handle, at, &bytes, WRITER).map(drop)
         };
@@ -256,6 +302,7 @@ impl Hands {
         }
         self.set_time(local, node, handle)?;
         finish(local, handle)?;
+        self.changed = Some((node, ranges));
         // As above: it may be empty now.
         let shared = self.open.iter().any(|open| open.node == node);
         Ok((format!("change a part of {path}"), !shared))
@@ -284,11 +331,11 @@ fn finish(local: &Local, handle: u64) -> Result<(), Errno> {
     flushed.and(local.release_file(handle))
 }
 
-/// Few names, so that they collide.
-pub fn any_path(random: &mut Random) -> RelPath {
-    let names = ["a", "b", "c", "d"];
+/// So few names (up to four) that they collide.
+pub fn any_path(random: &mut Random, names: u64) -> RelPath {
+    let all = ["a", "b", "c", "d"];
     let parts: Vec<&str> = (0..1 + random.below(3))
-        .map(|_| names[random.below(4) as usize])
+        .map(|_| all[random.below(names) as usize])
         .collect();
     RelPath::new(parts.join("/").as_bytes()).unwrap()
 }

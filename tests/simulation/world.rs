@@ -1,5 +1,6 @@
 //! A source, a mirror, and a daemon between them that lives and dies.
 
+mod account;
 mod behind;
 mod deaths;
 mod looks;
@@ -8,10 +9,11 @@ mod session;
 use super::super::support::fake_server::Cut;
 use super::super::support::random::Random;
 use super::hands::Hands;
+use account::{Account, Careful, Guest};
 use deaths::Disk;
 use proxyfs::change::{Change, Scope};
 use proxyfs::fault;
-use proxyfs::journal::{Journal, Recorder};
+use proxyfs::journal::{Journal, Reader};
 use proxyfs::local::{Local, LocalOptions};
 use proxyfs::mirror::resume::{Memory, Span};
 use proxyfs::mirror::source::{Source, Writing};
@@ -49,6 +51,8 @@ pub struct Life {
     source: Source,
     memory: Memory,
     keeper: Work,
+    /// For the looks at the log.
+    reader: Reader,
 }
 
 pub struct World {
@@ -71,6 +75,11 @@ pub struct World {
     disk: Rc<Disk>,
     /// The mirror is not what the log says: a sync is to be asked for in the end.
     strange: Cell<bool>,
+    /// Two users work at once.
+    shared: Cell<bool>,
+    account: RefCell<Account>,
+    /// Who is to come while the next step is under way.
+    guest: Rc<RefCell<Option<Guest>>>,
     /// The real server that is the mirror's.
     target: Option<Target>,
 }
@@ -103,13 +112,16 @@ impl World {
             deaths: 0,
             seed,
             random: RefCell::new(Random(seed)),
-            hands: RefCell::new(Hands::new()),
+            hands: RefCell::new(Hands::new(4)),
             told: Rc::default(),
             repaired: Cell::new(false),
             scanned: Cell::new(false),
             went_down: Cell::new(false),
             disk: Rc::default(),
             strange: Cell::new(false),
+            shared: Cell::new(false),
+            account: RefCell::default(),
+            guest: Rc::default(),
             target: target.cloned(),
             _dir: dir,
         }
@@ -117,6 +129,11 @@ impl World {
 
     pub fn random(&self) -> std::cell::RefMut<'_, Random> {
         self.random.borrow_mut()
+    }
+
+    /// How few names are used in this history.
+    fn names(&self) -> u64 {
+        self.hands.borrow().names
     }
 
     fn tell(&self, line: String) {
@@ -139,7 +156,7 @@ impl World {
         if self.went_down.take() {
             journal.set_meta("run", "another boot").unwrap();
         }
-        let recorder = Arc::clone(&journal) as Arc<dyn Recorder>;
+        let recorder = Arc::new(Careful(Arc::clone(&journal)));
         let local = Local::open(&self.root, LocalOptions::default(), recorder).unwrap();
         let local = Arc::new(local);
         let root = local.root_fd().try_clone_to_owned().unwrap();
@@ -163,22 +180,28 @@ impl World {
         let plan = marks::plan(&journal, &run, now).unwrap();
         marks::begin(&journal, &run, now).unwrap();
         scan.prepare(&plan).unwrap();
+        let reader = journal.reader().unwrap();
         let life = Life {
             source: Source::new(root, Box::new(watch)),
             journal,
             local,
             memory: Memory::default(),
+            reader,
             keeper: Work { scan, clock },
         };
         self.tell(format!("-- started: {plan:?}"));
+        self.account
+            .replace(Account::begin(&self.root, life.journal.head()));
         self.work(&life, 10);
         life.keeper.scan.run(&plan).unwrap();
-        for row in life.journal.reader().unwrap().rows(before, 1000).unwrap() {
+        for row in life.reader.rows(before, 1000).unwrap() {
             self.tell(format!("   {} {:?}", row.seq, row.change));
             if matches!(row.change, Change::Repair { .. }) {
                 self.scanned.set(true);
             }
         }
+        self.read_the_log(&life, false);
+        self.account.borrow_mut().has_found_all();
         life
     }
 
@@ -191,7 +214,7 @@ impl World {
             }
             let life = life.as_ref().unwrap();
             let sessions = 1 + self.random().below(4);
-            let stranger = self.seed % 4 == 1;
+            let stranger = self.seed % 4 == 1 && !self.shared.get();
             for _ in 0..sessions {
                 self.work(life, 30);
                 let cut = {
@@ -223,6 +246,8 @@ impl World {
         self.tell("-- ended".to_string());
         self.hands.get_mut().close_all(&life.local);
         life.local.flush_all().unwrap();
+        self.read_the_log(&life, false);
+        self.the_log_has_told_all();
         life.keeper.checkpoint(true);
         // The last connection moves all of it into the database.
         self.disk.journal.take();
@@ -237,27 +262,36 @@ impl World {
         for _ in 0..things {
             self.step(life);
         }
+        self.the_log_has_told_all();
     }
 
     fn step(&self, life: &Life) {
         let before = life.journal.head();
+        if self.shared.get() && self.random().one_in(3) {
+            self.invite(life);
+        }
         let done = {
             let mut hands = self.hands.borrow_mut();
             hands.work(&life.local, &mut self.random())
         };
-        let Ok((what, recorded)) = done else {
-            return;
-        };
+        let alone = !self.part();
         let head = life.journal.head();
-        self.tell(format!("{}..{head} {what}", before + 1));
-        // J1: what is told to be done is in the log.
-        if recorded && head == before {
-            self.fail("it is not in the log");
+        if let Ok((what, recorded)) = &done {
+            self.tell(format!("{}..{head} {what}", before + 1));
+            // J1: what is told to be done is in the log.
+            if *recorded && head == before {
+                self.fail("it is not in the log");
+            }
+        }
+        self.read_the_log(life, alone);
+        if done.is_err() {
+            return;
         }
         if self.random().one_in(40) {
             let later = Instant::now() + Duration::from_secs(10);
             self.hands.borrow_mut().patch_open();
             life.local.flush_due(later);
+            self.read_the_log(life, false);
         }
         if self.random().one_in(30) {
             self.tidy_up(life);
@@ -289,6 +323,8 @@ impl World {
         self.tell("-- at rest".to_string());
         self.hands.get_mut().close_all(&life.local);
         life.local.flush_all().unwrap();
+        self.read_the_log(&life, false);
+        self.the_log_has_told_all();
         // What was done there behind our back is found when somebody asks.
         if self.strange.get() {
             let scope = Scope {

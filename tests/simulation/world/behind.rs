@@ -12,8 +12,8 @@ impl World {
     pub fn edit_offline(&mut self) {
         let things = self.random().below(8);
         for _ in 0..things {
-            let path = any_path(&mut self.random());
-            let other = any_path(&mut self.random());
+            let path = any_path(&mut self.random(), self.names());
+            let other = any_path(&mut self.random(), self.names());
             let (real, to) = (
                 self.root.join(path.as_path()),
                 self.root.join(other.as_path()),
@@ -56,7 +56,9 @@ impl World {
                 self.is_strange("the mirror is what it was at the backup");
             }
             2 | 3 => {
-                let path = self.base.join(any_path(&mut self.random()).as_path());
+                let path = self
+                    .base
+                    .join(any_path(&mut self.random(), self.names()).as_path());
                 match how {
                     0 => remove(&path),
                     1 => drop(fs::remove_file(&path).and_then(|()| fs::create_dir(&path))),

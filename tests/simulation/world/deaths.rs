@@ -38,18 +38,19 @@ impl World {
         let told = Rc::clone(&self.told);
         let disk = Rc::clone(&self.disk);
         let next = self.next_state();
-        let root = self.root.clone();
+        let (root, guest) = (self.root.clone(), Rc::clone(&self.guest));
         fault::watch(Some(Box::new(move |point| {
             match point {
                 "journal.durable" => disk.is_durable(&state.borrow()),
                 "checkpoint.durable" => disk.keep_source(&root),
                 _ => {}
             }
-            if !point.starts_with(only) {
-                return;
-            }
-            if left > 0 {
-                left -= 1;
+            if !point.starts_with(only) || left > 0 {
+                left -= u64::from(point.starts_with(only));
+                if let (true, Some(guest)) = (point.starts_with("local."), &mut *guest.borrow_mut())
+                {
+                    guest.may_come();
+                }
                 return;
             }
             copy_state(&state.borrow(), &next);
@@ -67,6 +68,7 @@ impl World {
     /// The next start finds what is left.
     pub fn after_death(&mut self) {
         self.deaths += 1;
+        self.part();
         self.repaired.set(true);
         self.hands.get_mut().died();
         self.disk.journal.take();

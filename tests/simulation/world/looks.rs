@@ -182,7 +182,7 @@ impl World {
         if let (Some(root), Some(mode)) = (there.get_mut(&Vec::new()), root_mode) {
             root.mode = mode;
         }
-        if self.repaired.get() {
+        if self.repaired.get() || self.scanned.get() {
             for entry in here.values_mut().chain(there.values_mut()) {
                 entry.same_as = None;
             }

@@ -24,14 +24,13 @@ impl World {
     pub(super) fn session(&self, life: &Life, cut: Option<Cut>) -> bool {
         let Life {
             journal,
-            local: _,
             source,
             memory,
-            keeper: _,
+            reader: check,
+            ..
         } = life;
         let (notifier, inbox) = inbox().unwrap();
         let reader: Reader = journal.reader().unwrap();
-        let check = journal.reader().unwrap();
         let (done, busy) = (Cell::new(false), Cell::new(MEANWHILE));
         let (idle_since, waits) = (Instant::now(), Cell::new(0));
         let idle = || {
@@ -108,8 +107,8 @@ impl World {
                     left: cut.map(|cut| cut.after + 1),
                     idle: Box::new(idle),
                     sent: Box::new(|request| {
-                        self.is_decidable(&check, request);
-                        self.look_at(life, &check, request);
+                        self.is_decidable(check, request);
+                        self.look_at(life, check, request);
                     }),
                     meanwhile: Box::new(|| users(10)),
                 };
@@ -118,7 +117,7 @@ impl World {
             None => {
                 let watch = |request: &Request| {
                     users(10);
-                    self.look_at(life, &check, request);
+                    self.look_at(life, check, request);
                 };
                 let mut server =
                     FakeServer::new(cut, batch, idle, watch).lanes(lanes, self.random().next());
@@ -126,7 +125,7 @@ impl World {
                     server = server.late();
                 }
                 server.weight = if self.seed.is_multiple_of(3) { 32 } else { 1 };
-                server.sent = Box::new(|request| self.is_decidable(&check, request));
+                server.sent = Box::new(|request| self.is_decidable(check, request));
                 let ended = converse(&mut server, &known, &place, rules, journal, setup);
                 let trace = std::mem::take(&mut server.trace);
                 drop(server);
