@@ -109,7 +109,7 @@ fn a_link_that_was_made_anew_leaves_the_others_alone_that_were_the_same_one_ther
         last_modification: old,
     };
     let no_follow = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
-    rustix::fs::utimensat(rustix::fs::CWD, &www.join("b"), &times, no_follow).unwrap();
+    rustix::fs::utimensat(rustix::fs::CWD, www.join("b"), &times, no_follow).unwrap();
     daemon.start();
     daemon.wait();
     let lines = differences(&www, &sshd.base());

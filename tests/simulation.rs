@@ -168,14 +168,15 @@ fn finds_from(first: u64, rule: &'static str, kind: Play) -> String {
 
 #[test]
 fn the_simulation_finds_a_change_that_is_told_twice_not_at_all_or_with_other_bytes() {
+    let names = ["is not what was done", "the log tells of"];
     for (rule, says) in [
-        ("told once", "is not what was done"),
-        ("told at all", "is not what was done"),
-        ("told in full", "the log has not told of all"),
-        ("told no more", "were changed, and it tells of"),
+        ("told once", names),
+        ("told at all", names),
+        ("told in full", ["the log has not told of all"; 2]),
+        ("told no more", ["were changed, and it tells of"; 2]),
     ] {
         let why = finds(rule, Play::Anything);
-        assert!(why.contains(says), "{rule}: {why}");
+        assert!(says.iter().any(|says| why.contains(says)), "{rule}: {why}");
     }
 }
 

@@ -112,11 +112,7 @@ impl World {
             deaths: 0,
             seed,
             random: RefCell::new(Random(seed)),
-            hands: RefCell::new(Hands::new(if matches!(seed % 8, 0 | 3 | 4) {
-                2
-            } else {
-                4
-            })),
+            hands: RefCell::new(Hands::new(4)),
             told: Rc::default(),
             repaired: Cell::new(false),
             scanned: Cell::new(false),

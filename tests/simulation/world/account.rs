@@ -36,13 +36,14 @@ impl Recorder for Careful {
         let mut change = change.clone();
         match &mut change {
             Change::Unlink { .. } if !fault::keeps("told at all") => return Ok(self.0.head()),
-            Change::Content { extent, .. } if !fault::keeps("told no more") => {
-                if let Extent::Ranges(ranges) = extent {
+            Change::Content {
+                extent: Extent::Ranges(ranges),
+                ..
+            } => {
+                if !fault::keeps("told no more") {
                     ranges.insert(0, 1);
                 }
-            }
-            Change::Content { extent, .. } if !fault::keeps("told in full") => {
-                if let Extent::Ranges(ranges) = extent {
+                if !fault::keeps("told in full") {
                     *ranges = ranges.iter().take(1).collect();
                 }
             }
@@ -217,7 +218,8 @@ impl Account {
                 "rename"
             }
             Change::Exchange { a, b } => {
-                (self.entry(a)?, self.entry(b)?);
+                self.entry(a)?;
+                self.entry(b)?;
                 let (one, other) = (self.take(a), self.take(b));
                 self.put(one, a, b);
                 self.put(other, b, a);
