@@ -153,6 +153,10 @@ fn what_only_the_mirror_has_in_a_directory_that_is_renamed_during_a_sync_is_kept
     for dir in ["one", "two"] {
         fs::write(www.join(dir).join(dir), dir).unwrap();
     }
+    // It takes longer to be read than what is in it, which goes by itself.
+    for n in 0..300 {
+        fs::write(www.join(format!("old/{n}")), "").unwrap();
+    }
     let port = relay.port().to_string();
     add(&mut daemon, "m", &sshd, &[("port", &port)]);
     let mirror = base(&sshd, "m");

@@ -153,7 +153,7 @@ enum Purpose {
     /// A removal: what is gone is removed.
     Gone(RelPath),
     /// One of what is in a directory that goes.
-    Cleared(RelPath, Option<u64>),
+    Cleared(RelPath, u64),
     /// A directory is to be there.
     Made(RelPath),
     /// Where a symbolic link points to, and where it should.

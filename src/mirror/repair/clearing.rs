@@ -11,7 +11,7 @@
 
 use super::listing::Read;
 use super::*;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// So many removals without a reply.
 const REMOVALS: usize = 2048;
@@ -22,9 +22,11 @@ struct Going {
     job: usize,
     /// The one above it, if that goes too.
     above: Option<u64>,
-    /// What is not answered, or not gone, of what is in it; and the reading of it.
+    /// What is not answered, or not gone, of what is in it; and the reading of it. In the end its own removal.
     waiting: usize,
-    /// Something in it is kept.
+    /// Its own removal was sent.
+    leaves: bool,
+    /// Something in it is kept, or it is itself.
     kept: bool,
 }
 
@@ -34,8 +36,11 @@ pub(super) struct Clearing {
     all: HashMap<u64, Going>,
     unread: Vec<u64>,
     reading: Vec<u64>,
-    /// Those that were asked for: they are under way, or were.
+    /// Those that were asked for: they are under way, or were. One that is found in another one, which goes too,
+    /// may be through before that was read.
     asked: HashMap<RelPath, u64>,
+    /// Of these those that stay.
+    stay: HashSet<u64>,
 }
 
 impl<R: Remote> Repair<'_, R> {
@@ -52,6 +57,7 @@ impl<R: Remote> Repair<'_, R> {
             job,
             above,
             waiting: 1,
+            leaves: false,
             kept: false,
         };
         self.clearing.all.insert(id, going);
@@ -90,7 +96,7 @@ impl<R: Remote> Repair<'_, R> {
                 None => self.turn()?,
             }
         }
-        self.clearing.asked.clear();
+        self.clearing = Clearing::default();
         Ok(true)
     }
 
@@ -118,6 +124,7 @@ impl<R: Remote> Repair<'_, R> {
             };
             // It goes by itself.
             if let Some(other) = self.clearing.asked.get(&child) {
+                kept |= self.clearing.stay.contains(other);
                 if let Some(other) = self.clearing.all.get_mut(other) {
                     other.above = Some(id);
                     waiting += 1;
@@ -140,10 +147,7 @@ impl<R: Remote> Repair<'_, R> {
                 self.goes_too(below, job, child, Some(id));
             } else {
                 let at = self.tools.place.path(&child);
-                self.send_as(
-                    Purpose::Cleared(child, Some(id)),
-                    Request::Remove { path: at },
-                );
+                self.send_as(Purpose::Cleared(child, id), Request::Remove { path: at });
             }
         }
         if let Some(going) = self.clearing.all.get_mut(&id) {
@@ -164,30 +168,32 @@ impl<R: Remote> Repair<'_, R> {
         if going.waiting > 0 {
             return;
         }
-        let Some(Going {
-            path, above, kept, ..
-        }) = self.clearing.all.remove(&id)
-        else {
+        if !going.kept && !going.leaves {
+            (going.leaves, going.waiting) = (true, 1);
+            let path = going.path.clone();
+            let at = self.tools.place.path(&path);
+            self.send_as(Purpose::Cleared(path, id), Request::Rmdir { path: at });
+            return;
+        }
+        let Some(going) = self.clearing.all.remove(&id) else {
             return;
         };
-        if !kept {
-            let at = self.tools.place.path(&path);
-            self.send_as(Purpose::Cleared(path, above), Request::Rmdir { path: at });
-        } else if let Some(above) = above {
-            self.less_waits(above, true);
+        if going.kept && self.clearing.asked.contains_key(&going.path) {
+            self.clearing.stay.insert(id);
+        }
+        if let Some(above) = going.above {
+            self.less_waits(above, going.kept);
         }
     }
 
-    /// The reply to a removal.
-    pub(super) fn take_cleared(&mut self, path: RelPath, above: Option<u64>, why: Option<Status>) {
+    /// The reply to a removal, of something in a directory or of that itself.
+    pub(super) fn take_cleared(&mut self, path: RelPath, directory: u64, why: Option<Status>) {
         let why = why.filter(|status| status.code != code::NO_SUCH_FILE);
         let kept = why.is_some();
         if let Some(status) = why {
             self.refuse(path, false, status);
         }
-        if let Some(above) = above {
-            self.less_waits(above, kept);
-        }
+        self.less_waits(directory, kept);
     }
 
     /// Whether what the source has not, and the mirror has, goes: it is to be deleted, or has moved away.
