@@ -274,6 +274,33 @@ fn what_an_earlier_session_left_costs_one_round_trip_to_remove() {
     assert_eq!(entries(&stage), 1);
 }
 
+/// What is watched of a replay.
+#[derive(Default)]
+struct Watched {
+    open: Cell<u64>,
+    /// Files and directories that were open at once.
+    most_open: Cell<u64>,
+    /// Round trips before the last file was published.
+    published_after: Cell<usize>,
+}
+
+impl Watched {
+    fn see(&self, request: &Request, round_trips: usize) {
+        match request {
+            Request::Open { .. } | Request::Opendir { .. } => {
+                self.open.set(self.open.get() + 1);
+                self.most_open
+                    .set(self.most_open.get().max(self.open.get()));
+            }
+            Request::Close { .. } => self.open.set(self.open.get() - 1),
+            Request::PosixRename { to, .. } if !to.ends_with(b"/.proxyfs/position") => {
+                self.published_after.set(round_trips);
+            }
+            _ => {}
+        }
+    }
+}
+
 #[test]
 fn new_files_take_a_round_trip_for_as_many_as_the_server_opens_and_it_keeps_handles_to_spare() {
     const FILES: usize = 2500;
@@ -282,22 +309,14 @@ fn new_files_take_a_round_trip_for_as_many_as_the_server_opens_and_it_keeps_hand
     for n in 0..FILES {
         scene.make_file(&format!("{n:04}"));
     }
-    let (open, most_open, published_after) = (Cell::new(0), Cell::new(0), Cell::new(0));
-    let handles = scene.replay(rules, |request, round_trips| match request {
-        Request::Open { .. } => {
-            open.set(open.get() + 1);
-            most_open.set(most_open.get().max(open.get()));
-        }
-        Request::Close { .. } => open.set(open.get() - 1),
-        Request::PosixRename { to, .. } if !to.ends_with(b"/.proxyfs/position") => {
-            published_after.set(round_trips);
-        }
-        _ => {}
+    let watched = Watched::default();
+    let handles = scene.replay(rules, |request, round_trips| {
+        watched.see(request, round_trips);
     });
     tree::assert_same(&scene.source(), &scene.mirror());
-    assert_eq!(most_open.get(), handles - 64);
+    assert_eq!(watched.most_open.get(), handles - 64);
     // OPENs; the data with the next OPENs, twice; the last data; the last renames.
-    assert_eq!(published_after.get(), 5);
+    assert_eq!(watched.published_after.get(), 5);
 }
 
 #[test]
@@ -311,24 +330,24 @@ fn a_new_mirror_takes_a_round_trip_for_as_many_files_as_the_server_opens() {
         fs::write(dir.join(n.to_string()), n.to_string()).unwrap();
     }
     scene.journal.begin_sync("m", Scope::TREE).unwrap();
-    let (open, most_open, published_after) = (Cell::new(0), Cell::new(0), Cell::new(0));
-    let handles = scene.replay(rules, |request, round_trips| match request {
-        Request::Open { .. } | Request::Opendir { .. } => {
-            open.set(open.get() + 1);
-            most_open.set(most_open.get().max(open.get()));
-        }
-        Request::Close { .. } => open.set(open.get() - 1),
-        Request::PosixRename { to, .. } if !to.ends_with(b"/.proxyfs/position") => {
-            published_after.set(round_trips);
-        }
-        _ => {}
+    let watched = Watched::default();
+    let handles = scene.replay(rules, |request, round_trips| {
+        watched.see(request, round_trips);
     });
     tree::assert_same(&scene.source(), &scene.mirror());
-    assert!(most_open.get() < handles, "{} were open", most_open.get());
+    assert!(
+        watched.most_open.get() < handles,
+        "{} were open",
+        watched.most_open.get()
+    );
     // The way in, what the root is, three to list it; then OPENs, with each wave's data the next one's OPENs, the last
     // data, and the last renames.
     let waves = FILES.div_ceil(handles as usize / 4 * 3);
-    assert_eq!(published_after.get(), 5 + waves + 2, "{handles} handles");
+    assert_eq!(
+        watched.published_after.get(),
+        5 + waves + 2,
+        "{handles} handles"
+    );
 }
 
 #[test]

@@ -138,6 +138,15 @@ impl Account {
             .collect()
     }
 
+    fn insert(&mut self, path: &RelPath, node: Option<u64>, directory: bool, mode: Option<u32>) {
+        let entry = Entry {
+            node,
+            directory,
+            mode,
+        };
+        self.entries.insert(path.clone(), entry);
+    }
+
     fn put(&mut self, taken: Vec<(RelPath, Entry)>, from: &RelPath, to: &RelPath) {
         for (path, entry) in taken {
             let rest = &path.as_bytes()[from.as_bytes().len()..];
@@ -160,24 +169,12 @@ impl Account {
         let kind = match change {
             Change::Mkdir { path, mode, .. } => {
                 self.is_absent(path)?;
-                let (node, directory, mode) = (None, true, Some(*mode));
-                let entry = Entry {
-                    node,
-                    directory,
-                    mode,
-                };
-                self.entries.insert(path.clone(), entry);
+                self.insert(path, None, true, Some(*mode));
                 "mkdir"
             }
             Change::Symlink { path, .. } => {
                 self.is_absent(path)?;
-                let (node, directory, mode) = (None, false, None);
-                let entry = Entry {
-                    node,
-                    directory,
-                    mode,
-                };
-                self.entries.insert(path.clone(), entry);
+                self.insert(path, None, false, None);
                 "symlink"
             }
             Change::Rmdir { path } => {
@@ -243,13 +240,7 @@ impl Account {
                     Some(_) => {}
                 }
                 // Its mode travels with it.
-                let (directory, mode) = (false, None);
-                let entry = Entry {
-                    node,
-                    directory,
-                    mode,
-                };
-                self.entries.insert(path.clone(), entry);
+                self.insert(path, node, false, None);
                 if let Some(node) = node {
                     self.bytes_are_told(source, change, node, extent, *size)?;
                     told.nodes.insert(node);
