@@ -186,6 +186,30 @@ fn a_repair_behind_a_rename_that_is_under_way_is_made_at_its_place() {
 }
 
 #[test]
+fn an_entry_that_a_tree_above_it_takes_along_is_not_parked() {
+    let scene = Scene::new();
+    let (rules, _) = scene.prepare();
+    fs::create_dir_all(scene.mirror().join("dir/gone")).unwrap();
+    fs::write(scene.mirror().join("dir/gone/file"), "only there").unwrap();
+    let tree = Scope {
+        delete: true,
+        ..Scope::TREE
+    };
+    for (path, scope) in [("dir", tree), ("dir/gone", Scope::ENTRY)] {
+        let path = RelPath::new(path.as_bytes()).unwrap();
+        let repair = Change::Repair { path, scope };
+        scene.journal.record(&repair).unwrap();
+    }
+    let reader = scene.journal.reader().unwrap();
+    scene.replay(rules, |_, _| {
+        let repairs = reader.repairs("m").unwrap();
+        let parked = repairs.iter().find(|repair| repair.attempts > 0);
+        assert!(parked.is_none(), "{parked:?}");
+    });
+    assert_same(&scene.source(), &scene.mirror());
+}
+
+#[test]
 fn a_repair_that_sees_a_change_which_is_not_recorded_yet_waits_for_its_record() {
     let scene = Scene::new();
     let (rules, _) = scene.prepare();

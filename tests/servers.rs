@@ -112,10 +112,14 @@ fn another_way(denied: &str, told: &[&str], compare: impl Fn(&Path, &Path) -> Ve
     assert_eq!(told.is_empty(), unsupported == "[]", "{unsupported}");
     // The marker comes there too, and is known again.
     daemon.stop();
+    // A repair brings it, in a session that does not know yet what is denied.
+    fs::write(daemon.source().join("new"), "made meanwhile").unwrap();
     daemon.start();
     fs::write(daemon.source().join("small"), "again").unwrap();
     daemon.wait();
     assert_eq!(fs::read(sshd.base().join("small")).unwrap(), b"again");
+    let new = fs::read(sshd.base().join("new")).unwrap();
+    assert_eq!(new, b"made meanwhile");
     daemon.stop();
 }
 

@@ -569,7 +569,7 @@ impl<'a, R: Remote> Repair<'a, R> {
                     _ => Ok(None),
                 });
             }
-            (Purpose::Cleared(path, above), why) => self.take_cleared(path, above, why),
+            (Purpose::Cleared(path, dir), why) => self.take_cleared(path, dir, why),
             (Purpose::Gone(path), Some(status)) if status.code != code::NO_SUCH_FILE => {
                 self.refuse(path, false, status);
             }

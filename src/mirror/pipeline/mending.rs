@@ -403,6 +403,7 @@ impl<R: Remote> Pipeline<'_, R> {
         if refused.is_empty() {
             return Ok(());
         }
+        let rules = self.setup.rules;
         let mut grown: Vec<RelPath> = Vec::new();
         let mut checked = false;
         for Refusal {
@@ -451,6 +452,14 @@ impl<R: Remote> Pipeline<'_, R> {
                 return Err(why);
             }
             checked = true;
+            // It was asked in a way that the server does not know. Or an entry's repair, which leaves a directory with
+            // something in it alone, was made beside that of a tree above, which has emptied or removed it since.
+            let is_entry = |job: &Job| job.scope.depth == Depth::Entry && job.path == path;
+            let met = jobs.iter().any(is_entry) && jobs.iter().any(|job| over(&job));
+            if self.setup.rules != rules || met {
+                self.scars.add(mend, after);
+                continue;
+            }
             self.scars.add_again(mend, after);
             let (name, text) = (self.setup.name, why.to_string());
             let attempts = self.scars.refused(&key, text.clone());
