@@ -406,7 +406,7 @@ impl<'a, R: Remote> Pipeline<'a, R> {
         if self.unrecorded() {
             wait = wait.min(RECORD_EVERY);
         }
-        if let Some(due) = self.settle.due_in(self.is_drained(), now) {
+        if let Some(due) = self.settle.due_in(self.settles_at_once(), now) {
             wait = wait.min(due);
         }
         if self.is_drained()

@@ -277,6 +277,13 @@ impl Scars {
         keys.filter_map(|key| self.all.get(&key))
     }
 
+    /// Whether there may be anything at a path on the mirror: a repair is still to come there.
+    pub fn leaves_unknown(&self, path: &RelPath) -> bool {
+        let ahead = |scar: &Scar| matches!(scar.region(path, false, Seq::MAX), Region::Ahead);
+        self.over(path)
+            .any(|scar| scar.mend.trust != Trust::Log && ahead(scar))
+    }
+
     /// Whether it is about all that is below its paths. A directory that was made is empty: what a scar has for it may
     /// be another one, which was moved away unseen, with all that was in it. (In a sync only the mirror may have that.)
     fn is_about_all(&self, change: &Change) -> bool {

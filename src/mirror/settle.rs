@@ -11,6 +11,9 @@
 //! has touched or moved the directory in between. Else it is looked at again. (How far the log is, is
 //! asked a moment after the look: what the look saw before it was recorded is recorded by then.)
 //!
+//! (SETSTAT follows a symbolic link: where a repair is still to come there may be one in a directory's place, to a file that
+//! would get the directory's mode and time. There, too, it waits.)
+//!
 //! A directory whose mode keeps the mirror's user from working in it is opened for that, and gets its mode
 //! back here with its time. It is noted before it is opened.
 
@@ -219,7 +222,8 @@ impl Settle {
     }
 
     /// The requests of a look, once the mirror is as far as the log was then. `busy` says of a directory
-    /// whether a change on it, or above it, was sent and is not behind `cursor`, or is set aside. None: not yet.
+    /// whether a change on it, or above it, was sent and is not behind `cursor`, or is set aside, or is left to a repair
+    /// that is still to come. None: not yet.
     pub fn requests(
         &mut self,
         place: &Place,

@@ -85,7 +85,7 @@ impl<R: Remote> Pipeline<'_, R> {
     }
 
     pub(super) fn start_settling(&mut self) -> Result<(), MirrorError> {
-        let (now, drained) = (Instant::now(), self.is_drained());
+        let (now, at_once) = (Instant::now(), self.settles_at_once());
         if self.is_halted() {
             return Ok(());
         }
@@ -94,7 +94,7 @@ impl<R: Remote> Pipeline<'_, R> {
             why,
         };
         let fits = self.settle.fits_a_pass();
-        if self.settle.due_in(drained, now) == Some(Duration::ZERO)
+        if self.settle.due_in(at_once, now) == Some(Duration::ZERO)
             && self.settle.look(self.setup.source, now).map_err(unseen)?
         {
             // What a repair has still to bring touches its directories behind this look.
@@ -102,7 +102,11 @@ impl<R: Remote> Pipeline<'_, R> {
         }
         let head = self.setup.journal.head();
         let place = &self.setup.place;
-        let busy = |dir: &RelPath| self.in_flight.reaches_over(dir) || self.held.reaches_over(dir);
+        let busy = |dir: &RelPath| {
+            self.in_flight.reaches_over(dir)
+                || self.held.reaches_over(dir)
+                || self.scars.leaves_unknown(dir)
+        };
         let Some(requests) = self.settle.requests(place, busy, self.cursor, head, now) else {
             return Ok(());
         };
@@ -117,6 +121,12 @@ impl<R: Remote> Pipeline<'_, R> {
             self.record()?;
         }
         Ok(())
+    }
+
+    /// Whether directories need not wait for others to be set right with them. What a repair has still to bring keeps
+    /// some waiting.
+    pub(super) fn settles_at_once(&self) -> bool {
+        self.is_drained() && !self.scars.has_open()
     }
 
     /// The first row of which the mirror lacks something, though the cursor is behind it.

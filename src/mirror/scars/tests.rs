@@ -37,6 +37,19 @@ fn what_has_to_do_with_a_scar_becomes_one() {
 }
 
 #[test]
+fn what_is_at_a_scar_and_below_is_unknown_until_it_is_repaired() {
+    let mut scars = scarred("a/b");
+    assert!(scars.leaves_unknown(&path("a/b")));
+    assert!(!scars.leaves_unknown(&path("a")));
+    let due: Vec<_> = scars
+        .due()
+        .map(|m| (m.path.clone(), m.scope.depth))
+        .collect();
+    due.iter().for_each(|key| scars.repaired(key, 10, 12));
+    assert!(!scars.leaves_unknown(&path("a/b")));
+}
+
+#[test]
 fn a_repair_that_is_recorded_makes_its_path_one() {
     let mut scars = Scars::new(Vec::new(), Duration::from_secs(1), false);
     let (path, scope) = (path("d"), crate::change::Scope::TREE);
