@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::support::daemon::Daemon;
+use super::support::mounts::wait_until;
 use super::support::random::{Random, seeds};
 use super::support::relay::Relay;
 use super::support::sshd::Sshd;
@@ -205,6 +206,11 @@ fn play(seed: u64) {
         world.daemon.log(),
         trace.all()
     );
+    // The stage is swept when a mirror has everything, which is all that was waited for.
+    wait_until("nothing is left over on the mirrors", || {
+        let mut both = [&world.near, &world.far].into_iter();
+        both.all(|sshd| left_over(&sshd.base()).next().is_none())
+    });
     let through_the_mount = tree::read(&source, true);
     world.daemon.stop();
     assert!(
